@@ -1,0 +1,203 @@
+"""Pipeline configuration: frozen dataclasses <-> YAML, strict.
+
+An unknown key or an impossible value raises `ConfigError`, which names the nearest known key. The defaults are
+those of `pipelines/embedded.yaml`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from hybrid_retrieval.errors import ConfigError
+
+Device = Literal["auto", "cpu", "cuda"]
+Backend = Literal["auto", "onnx", "torch"]
+DType = Literal["auto", "float32", "float16", "bfloat16", "int8"]
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ConfigError(message)
+
+
+@dataclass(frozen=True, slots=True)
+class EncoderConfig:
+    """The ColBERT encoder.
+
+    model: `embedded`, a local folder, or a hub id (with `revision`). threads: 0 means every core.
+    batch_tokens: padded tokens in one forward pass.
+    """
+
+    model: str = "embedded"
+    revision: str | None = None
+    backend: Backend = "auto"
+    device: Device = "auto"
+    dtype: DType = "auto"
+    threads: int = 0
+    batch_tokens: int = 4096
+
+    def __post_init__(self) -> None:
+        _require(bool(self.model), "encoder.model must not be empty")
+        _require(self.threads >= 0, f"encoder.threads must be 0 (every core) or more, got {self.threads}")
+        _require(self.batch_tokens >= 1, f"encoder.batch_tokens must be at least 1, got {self.batch_tokens}")
+
+
+@dataclass(frozen=True, slots=True)
+class IndexConfig:
+    """How an index is built.
+
+    nbits: bits a dimension of the residuals. centroids: 0 chooses from the collection's size. window_overlap: tokens
+    that neighbouring windows of a long passage share. chunk_passages: passages encoded between two checkpoints.
+    """
+
+    nbits: int = 2
+    centroids: int = 0
+    seed: int = 0
+    include_title: bool = True
+    window_overlap: int = 32
+    chunk_passages: int = 1024
+
+    def __post_init__(self) -> None:
+        _require(self.nbits in (1, 2, 4, 8), f"index.nbits must be 1, 2, 4 or 8, got {self.nbits}")
+        _require(self.centroids >= 0, f"index.centroids must be 0 (automatic) or more, got {self.centroids}")
+        _require(self.seed >= 0, f"index.seed must be 0 or more, got {self.seed}")
+        _require(self.window_overlap >= 0, f"index.window_overlap must be 0 or more, got {self.window_overlap}")
+        _require(self.chunk_passages >= 1, f"index.chunk_passages must be at least 1, got {self.chunk_passages}")
+
+
+@dataclass(frozen=True, slots=True)
+class SearchConfig:
+    """Stage 1. num_candidates: passages handed to stage 2. nprobe: centroids probed by each query token, 0 chooses
+    from k. exact: score every passage. threads: 0 means every core."""
+
+    num_candidates: int = 24
+    nprobe: int = 0
+    exact: bool = False
+    threads: int = 0
+
+    def __post_init__(self) -> None:
+        _require(self.num_candidates >= 1, f"search.num_candidates must be at least 1, got {self.num_candidates}")
+        _require(self.nprobe >= 0, f"search.nprobe must be 0 (automatic) or more, got {self.nprobe}")
+        _require(self.threads >= 0, f"search.threads must be 0 (every core) or more, got {self.threads}")
+
+
+@dataclass(frozen=True, slots=True)
+class RerankerConfig:
+    """Stage 2.
+
+    model: `embedded`, a local folder, a hub id (with `revision`), or `none` to stop after stage 1.
+    truncation: `only_second` cuts as FlagReranker does (the query to 3/4 of max_tokens, then the passage);
+    `longest_first` cuts as sentence-transformers does. max_tokens: 0 takes the model's own (512 for FlagReranker's).
+    """
+
+    model: str = "embedded"
+    revision: str | None = None
+    backend: Backend = "auto"
+    device: Device = "auto"
+    dtype: DType = "auto"
+    threads: int = 0
+    truncation: Literal["only_second", "longest_first"] = "only_second"
+    max_tokens: int = 0
+    batch_tokens: int = 4096
+
+    def __post_init__(self) -> None:
+        _require(bool(self.model), "reranker.model must not be empty (write 'none' to stop after stage 1)")
+        _require(self.threads >= 0, f"reranker.threads must be 0 (every core) or more, got {self.threads}")
+        _require(self.max_tokens == 0 or self.max_tokens >= 16,
+                 f"reranker.max_tokens must be 0 (the model's own) or at least 16, got {self.max_tokens}")
+        _require(self.batch_tokens >= 1, f"reranker.batch_tokens must be at least 1, got {self.batch_tokens}")
+
+
+@dataclass(frozen=True, slots=True)
+class FusionConfig:
+    """How the two scores make one order.
+
+    method `reranker`: by the raw logit. `weighted`: by w * z(logit) + (1 - w) * z(MaxSim), where z standardises over
+    the candidates of one query. `auto`: what the reranker's own files recommend, else `reranker`.
+    """
+
+    method: Literal["auto", "reranker", "weighted"] = "auto"
+    weight: float = 0.5
+
+    def __post_init__(self) -> None:
+        _require(0.0 <= self.weight <= 1.0, f"fusion.weight must lie between 0 and 1, got {self.weight}")
+
+
+@dataclass(frozen=True, slots=True)
+class PipelineConfig:
+    """The whole pipeline: one section a part."""
+
+    encoder: EncoderConfig = field(default_factory=EncoderConfig)
+    index: IndexConfig = field(default_factory=IndexConfig)
+    search: SearchConfig = field(default_factory=SearchConfig)
+    reranker: RerankerConfig = field(default_factory=RerankerConfig)
+    fusion: FusionConfig = field(default_factory=FusionConfig)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any], *, source: str = "configuration") -> PipelineConfig:
+        """Build from nested mappings. Raises `ConfigError` that names `source`, the key and what was expected."""
+        return _build(cls, values, source, "")
+
+    @classmethod
+    def load(cls, path: str | Path) -> PipelineConfig:
+        """Read a YAML file."""
+        path = Path(path)
+        try:
+            values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except (FileNotFoundError, IsADirectoryError):
+            raise ConfigError(f"{path}: no such configuration file") from None
+        except (yaml.YAMLError, UnicodeDecodeError, OSError, RecursionError) as error:
+            reason = " ".join(str(error).split()) or type(error).__name__
+            raise ConfigError(f"{path}: not a readable YAML file ({reason})") from None
+        return cls.from_dict({} if values is None else values, source=str(path))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Nested plain values; `from_dict(to_dict())` is the same configuration."""
+        return dataclasses.asdict(self)
+
+
+def _build(cls: Any, values: Any, source: str, prefix: str) -> Any:
+    where = prefix.rstrip(".") or "the top level"
+    if not isinstance(values, Mapping):
+        raise ConfigError(f"{source}: {where} must be a mapping of keys to values, got {type(values).__name__}")
+    hints = typing.get_type_hints(cls)
+    arguments: dict[str, Any] = {}
+    for key, value in values.items():
+        if key not in hints:
+            near = difflib.get_close_matches(str(key), list(hints), n=1, cutoff=0.4)
+            hint = f"did you mean '{prefix}{near[0]}'?" if near else f"known keys: {', '.join(hints)}"
+            raise ConfigError(f"{source}: unknown key '{prefix}{key}'; {hint}")
+        kind = hints[key]
+        if dataclasses.is_dataclass(kind):
+            arguments[key] = _build(kind, {} if value is None else value, source, f"{prefix}{key}.")
+        else:
+            arguments[key] = _checked(kind, value, f"{source}: {prefix}{key}")
+    try:
+        return cls(**arguments)
+    except ConfigError as error:
+        raise ConfigError(f"{source}: {error}") from None
+
+
+def _checked(kind: Any, value: Any, where: str) -> Any:
+    if typing.get_origin(kind) is Literal:
+        choices = typing.get_args(kind)
+        if value not in choices:
+            near = difflib.get_close_matches(str(value), choices, n=1, cutoff=0.6)
+            hint = f" (did you mean '{near[0]}'?)" if near else ""
+            raise ConfigError(f"{where} must be one of {', '.join(map(str, choices))}, got {value!r}{hint}")
+        return value
+    options = typing.get_args(kind) or (kind,)
+    if float in options and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if isinstance(value, bool) and bool not in options or not isinstance(value, options):
+        names = " or ".join("null" if option is type(None) else option.__name__ for option in options)
+        raise ConfigError(f"{where} must be {names}, got {value!r}")
+    return value

@@ -1,0 +1,113 @@
+"""The values that travel between floors: passages in, rankings out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, overload
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True, slots=True)
+class Passage:
+    """One unit of retrieval. `passage_id` is unique in an index; `metadata` is a JSON object."""
+
+    passage_id: str
+    text: str
+    title: str = ""
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+
+    def content(self, include_title: bool = True) -> str:
+        """What the models read: title, a space and the text (BEIR's convention), or the text alone."""
+        return f"{self.title} {self.text}" if include_title and self.title else self.text
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """A question with the identifier that qrels and runs know it by."""
+
+    query_id: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Hit:
+    """One row of a `Ranking`: a view for reading.
+
+    score is what the ranking is ordered by; retrieval_score is MaxSim (the sum over query tokens) and
+    retrieval_rank its rank from 1; reranker_score is the raw logit. A stage that did not run gives None.
+    """
+
+    passage_id: str
+    rank: int
+    score: float
+    retrieval_score: float | None = None
+    retrieval_rank: int | None = None
+    reranker_score: float | None = None
+    text: str = ""
+    title: str = ""
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Ranking(Sequence[Hit]):
+    """Hits, best first, as parallel arrays; ties stand in insertion order (the lower row first).
+
+    ids: N passage identifiers. scores: float32 [N]. The optional arrays are float32 [N] (retrieval_ranks: int64 [N]),
+    None where their stage did not run; a NaN among reranker_scores marks a passage that was not rescored. `passages` holds the passages behind the ids, or None where there is no text.
+    timings_ms: milliseconds by stage. notes: what a reader of the scores should know (e.g. pairs cut at the
+    reranker's limit).
+    """
+
+    ids: tuple[str, ...]
+    scores: NDArray[np.float32]
+    retrieval_scores: NDArray[np.float32] | None = None
+    retrieval_ranks: NDArray[np.int64] | None = None
+    reranker_scores: NDArray[np.float32] | None = None
+    passages: tuple[Passage, ...] | None = None
+    timings_ms: Mapping[str, float] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @overload
+    def __getitem__(self, index: int) -> Hit: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Hit]: ...
+    def __getitem__(self, index: int | slice) -> Hit | Sequence[Hit]:
+        if isinstance(index, slice):
+            return tuple(self[i] for i in range(*index.indices(len(self))))
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"hit {index} of {len(self)}")
+        i = index % len(self)
+        passage = self.passages[i] if self.passages is not None else None
+        reranked = None if self.reranker_scores is None else self.reranker_scores[i]
+        return Hit(
+            passage_id=self.ids[i],
+            rank=i + 1,
+            score=float(self.scores[i]),
+            retrieval_score=None if self.retrieval_scores is None else float(self.retrieval_scores[i]),
+            retrieval_rank=None if self.retrieval_ranks is None else int(self.retrieval_ranks[i]),
+            reranker_score=None if reranked is None or np.isnan(reranked) else float(reranked),
+            text=passage.text if passage else "",
+            title=passage.title if passage else "",
+            metadata=passage.metadata if passage else {},
+        )
+
+    def __iter__(self) -> Iterator[Hit]:
+        for i in range(len(self)):
+            yield self[i]
+
+
+def best_first(scores: NDArray[np.floating[Any]], k: int) -> NDArray[np.int64]:
+    """Positions of the k best scores, best first, ties by position (the project's one tie rule). int64 [min(k, N)]."""
+    scores = np.asarray(scores)
+    if k < len(scores):
+        threshold = np.partition(scores, len(scores) - k)[len(scores) - k]
+        kept = np.flatnonzero(scores >= threshold)
+    else:
+        kept = np.arange(len(scores))
+    return kept[np.argsort(-scores[kept], kind="stable")][:k].astype(np.int64)

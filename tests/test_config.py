@@ -1,0 +1,101 @@
+"""Configuration is strict, round-trips, and every key of it is read by something."""
+
+from __future__ import annotations
+
+import dataclasses
+import typing
+from pathlib import Path
+
+import pytest
+
+import hybrid_retrieval
+from hybrid_retrieval.config import PipelineConfig
+from hybrid_retrieval.errors import ConfigError
+
+PIPELINES = Path(__file__).parent.parent / "pipelines"
+
+
+def sections() -> dict[str, type]:
+    return typing.get_type_hints(PipelineConfig)
+
+
+@pytest.mark.parametrize("path", sorted(PIPELINES.glob("*.yaml")), ids=lambda path: path.stem)
+def test_shipped_configurations_load_and_round_trip(path: Path) -> None:
+    config = PipelineConfig.load(path)
+    assert PipelineConfig.from_dict(config.to_dict()) == config
+
+
+def test_the_defaults_are_those_of_the_embedded_configuration() -> None:
+    assert PipelineConfig.load(PIPELINES / "embedded.yaml") == PipelineConfig()
+
+
+def test_the_four_named_configurations_are_there() -> None:
+    assert {path.stem for path in PIPELINES.glob("*.yaml")} == {
+        "embedded",
+        "colbertv2-bge-m3",
+        "multilingual",
+        "cpu-int8",
+    }
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"encoderr": {}}, "unknown key 'encoderr'; did you mean 'encoder'"),
+        ({"index": {"nbit": 2}}, "unknown key 'index.nbit'; did you mean 'index.nbits'"),
+        ({"index": {"zzzz": 2}}, "known keys: nbits, centroids"),
+        ({"index": {"nbits": 3}}, "index.nbits must be 1, 2, 4 or 8, got 3"),
+        ({"index": {"nbits": "2"}}, "index.nbits must be int, got '2'"),
+        ({"index": {"nbits": True}}, "index.nbits must be int, got True"),
+        ({"index": {"include_title": 1}}, "index.include_title must be bool, got 1"),
+        ({"search": {"num_candidates": 0}}, "search.num_candidates must be at least 1"),
+        ({"encoder": {"device": "cdua"}}, "did you mean 'cuda'"),
+        ({"encoder": {"model": ""}}, "encoder.model must not be empty"),
+        ({"fusion": {"weight": 1.5}}, "fusion.weight must lie between 0 and 1"),
+        ({"reranker": {"max_tokens": 3}}, "reranker.max_tokens must be 0"),
+        ({"encoder": ["embedded"]}, "encoder must be a mapping"),
+        (["encoder"], "the top level must be a mapping"),
+    ],
+)
+def test_bad_values_are_refused_by_name(values: object, message: str) -> None:
+    with pytest.raises(ConfigError, match=message.replace("(", r"\(")) as caught:
+        PipelineConfig.from_dict(values, source="x.yaml")  # type: ignore[arg-type]
+    assert str(caught.value).startswith("x.yaml: ")
+
+
+def test_a_whole_number_stands_for_a_float_and_empty_sections_for_their_defaults() -> None:
+    config = PipelineConfig.from_dict({"fusion": {"weight": 1}, "search": None})
+    assert config.fusion.weight == 1.0
+    assert config.search == PipelineConfig().search
+
+
+@pytest.mark.parametrize("text", ["a: [1", "\x00", "- 1\n- 2", "a: b: c"])
+def test_an_unreadable_file_is_one_clear_line(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "broken.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError) as caught:
+        PipelineConfig.load(path)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no such configuration file"):
+        PipelineConfig.load(tmp_path / "missing.yaml")
+
+
+def test_an_empty_file_gives_the_defaults(tmp_path: Path) -> None:
+    path = tmp_path / "empty.yaml"
+    path.write_text("")
+    assert PipelineConfig.load(path) == PipelineConfig()
+
+
+@pytest.mark.parametrize("section", sorted(sections()))
+def test_every_key_is_read_somewhere(section: str) -> None:
+    sources = [
+        path.read_text(encoding="utf-8")
+        for path in Path(hybrid_retrieval.__file__).parent.rglob("*.py")
+        if path.name != "config.py"
+    ]
+    for key in dataclasses.fields(sections()[section]):
+        assert any(f".{key.name}" in source for source in sources), f"nothing reads {section}.{key.name}"
