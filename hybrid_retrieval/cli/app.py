@@ -1,0 +1,66 @@
+"""The group of commands, and how errors become one line and an exit code.
+
+Exit codes: 0 done, 1 failed, 2 bad usage or input, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+
+import click
+
+from hybrid_retrieval import __version__
+from hybrid_retrieval.cli import build, evaluate, models, query
+from hybrid_retrieval.errors import HybridRetrievalError
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(__version__, prog_name="hybrid-retrieval")
+def cli() -> None:
+    """Two-stage retrieval: ColBERT finds the candidates, a cross-encoder orders them."""
+
+
+for command in (
+    build.build,
+    query.query,
+    query.rerank,
+    evaluate.evaluate,
+    build.info,
+    build.verify,
+    models.export_onnx,
+    models.doctor,
+    models.demo,
+):
+    cli.add_command(command)
+
+
+def main(arguments: Sequence[str] | None = None, *, command: click.Command = cli) -> None:
+    """Run the command line and leave the process with its exit code."""
+    try:
+        code = command.main(args=None if arguments is None else list(arguments), standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        code = error.exit_code
+    except (click.Abort, KeyboardInterrupt):
+        _complain("interrupted")
+        code = 130
+    except HybridRetrievalError as error:
+        _complain(str(error))
+        code = error.exit_code
+    except BrokenPipeError:
+        # The reader of our output left (`| head`): say nothing, and keep the interpreter from saying it at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 0
+    except OSError as error:
+        _complain(f"{error.filename}: {error.strerror}" if error.filename else str(error))
+        code = 1
+    except MemoryError:
+        _complain("not enough memory: lower encoder.batch_tokens, reranker.batch_tokens or index.chunk_passages")
+        code = 1
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _complain(message: str) -> None:
+    click.echo(f"hybrid-retrieval: error: {' '.join(message.split())}", err=True)

@@ -1,0 +1,95 @@
+"""`build`, `info` and `verify`: an index made, described, checked."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+
+import click
+
+from hybrid_retrieval.cli.output import echo_json, human_bytes, progress_bar
+from hybrid_retrieval.config import PipelineConfig
+from hybrid_retrieval.index import Index
+from hybrid_retrieval.pipeline import load_encoder, load_reranker
+
+
+@click.command()
+@click.argument("corpus", type=click.Path())
+@click.argument("index", type=click.Path())
+@click.option("--config", type=click.Path(), help="Pipeline configuration (YAML). Default: the embedded pair.")
+@click.option("--nbits", type=int, help="Bits a dimension of the residuals: 1, 2, 4 or 8.")
+@click.option("--no-title", is_flag=True, help="Leave titles out of what the models read.")
+@click.option("--resume", is_flag=True, help="Continue a build that was interrupted.")
+@click.option("--overwrite", is_flag=True, help="Replace an index that is there.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def build(
+    corpus: str,
+    index: str,
+    config: str | None,
+    nbits: int | None,
+    no_title: bool,
+    resume: bool,
+    overwrite: bool,
+    as_json: bool,
+) -> None:
+    """Build INDEX from CORPUS: a .jsonl, .csv, .tsv or .parquet file, a folder of texts, or a BEIR folder."""
+    settings = PipelineConfig.load(config) if config else PipelineConfig()
+    section = settings.index
+    if nbits is not None:
+        section = dataclasses.replace(section, nbits=nbits)
+    if no_title:
+        section = dataclasses.replace(section, include_title=False)
+    settings = dataclasses.replace(settings, index=section)
+    start = time.perf_counter()
+    with progress_bar(quiet=as_json) as progress:
+        made = Index.build(
+            corpus,
+            index,
+            encoder=load_encoder(settings),
+            reranker=load_reranker(settings),
+            config=settings,
+            resume=resume,
+            overwrite=overwrite,
+            progress=progress,
+        )
+    seconds = time.perf_counter() - start
+    if as_json:
+        echo_json({"index": index, "seconds": round(seconds, 3), **made.info()})
+        return
+    click.echo(
+        f"{index}: {made.passages:,} passages, {made.tokens:,} token vectors, {human_bytes(made.bytes)}, "
+        f"in {seconds:.1f} s ({made.passages / seconds:.0f} passages/s)"
+    )
+
+
+@click.command()
+@click.argument("index", type=click.Path())
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def info(index: str, as_json: bool) -> None:
+    """Say what INDEX holds."""
+    facts = Index.open(index).info()
+    if as_json:
+        echo_json(facts)
+        return
+    for name, value in facts.items():
+        shown = f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else value
+        note = f" ({human_bytes(value)})" if name == "bytes" else ""
+        click.echo(f"{name:<14}{'none' if shown is None else shown}{note}")
+
+
+@click.command()
+@click.argument("index", type=click.Path())
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@click.pass_context
+def verify(context: click.Context, index: str, as_json: bool) -> None:
+    """Read all of INDEX and check it: checksums, sizes, structure. Exits with 1 where something is wrong."""
+    problems = Index.verify_path(index)
+    if as_json:
+        echo_json({"ok": not problems, "problems": problems})
+    elif problems:
+        for problem in problems:
+            click.echo(problem)
+    else:
+        click.echo(f"{index}: no problem found")
+    if problems:
+        context.exit(1)

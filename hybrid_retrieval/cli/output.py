@@ -1,0 +1,59 @@
+"""What the commands share: JSON lines, progress on a terminal, sizes for people."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import click
+from rich.console import Console
+
+Progress = Callable[[str, int, int], None]
+
+
+def echo_json(value: Mapping[str, Any]) -> None:
+    """One object on one line. NaN cannot occur in a result, and is an error here."""
+    click.echo(json.dumps(value, ensure_ascii=False, allow_nan=False))
+
+
+def table_console() -> Console:
+    """Where tables go: standard output, as wide as they need when it is not a terminal."""
+    console = Console(highlight=False, soft_wrap=False)
+    return console if console.is_terminal else Console(highlight=False, width=160, color_system=None)
+
+
+@contextmanager
+def progress_bar(quiet: bool = False) -> Iterator[Progress | None]:
+    """A `progress(step, done, total)` callback that draws on stderr, or None where stderr is no terminal.
+
+    total 0 means unknown.
+    """
+    console = Console(stderr=True)
+    if quiet or not console.is_terminal:
+        yield None
+        return
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bars
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Bars(*columns, TimeRemainingColumn(), console=console, transient=True) as bars:
+        tasks: dict[str, Any] = {}
+
+        def report(step: str, done: int, total: int) -> None:
+            if step not in tasks:
+                tasks[step] = bars.add_task(step, total=total or None)
+            bars.update(tasks[step], completed=done, total=total or None)
+
+        yield report
+
+
+def human_bytes(count: int) -> str:
+    """1,234,567 bytes as '1.2 MB' (powers of ten)."""
+    value = float(count)
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if value < 1000:
+            return f"{value:.0f} {unit}" if unit == "bytes" else f"{value:.1f} {unit}"
+        value /= 1000
+    return f"{value:.1f} TB"

@@ -1,0 +1,143 @@
+"""`query` and `rerank`: both stages over an index, and stage 2 alone over a list."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.table import Table
+from rich.text import Text
+
+from hybrid_retrieval.cli.output import echo_json, table_console
+from hybrid_retrieval.config import PipelineConfig
+from hybrid_retrieval.corpus.queries import read_queries
+from hybrid_retrieval.corpus.readers import read_passage_lines
+from hybrid_retrieval.corpus.runs import trec_lines
+from hybrid_retrieval.errors import QueryError
+from hybrid_retrieval.index import Index
+from hybrid_retrieval.pipeline import Pipeline
+from hybrid_retrieval.rerankers import Reranker
+from hybrid_retrieval.types import Hit, Query, Ranking
+
+
+def open_pipeline(index: str, config: str | None, *, exact: bool = False, rerank: bool = True) -> Pipeline:
+    """The pipeline of a command: the index's own configuration, or that of `config`."""
+    opened = Index.open(index)
+    settings = (
+        PipelineConfig.load(config) if config else PipelineConfig.from_dict(opened.config, source=f"{index} (its own)")
+    )
+    if exact:
+        settings = dataclasses.replace(settings, search=dataclasses.replace(settings.search, exact=True))
+    if not rerank:
+        settings = dataclasses.replace(settings, reranker=dataclasses.replace(settings.reranker, model="none"))
+    return Pipeline.from_config(settings, index=opened)
+
+
+@click.command()
+@click.argument("index", type=click.Path())
+@click.argument("text", required=False)
+@click.option("--queries", type=click.Path(), help="Queries: BEIR queries.jsonl, or TSV `id<TAB>text`.")
+@click.option("-k", "k", type=int, default=10, show_default=True, help="Passages to return.")
+@click.option("--num-candidates", type=int, help="Passages that the reranker scores. Default: the configuration's.")
+@click.option("--no-rerank", is_flag=True, help="Stop after stage 1.")
+@click.option("--exact", is_flag=True, help="Score every passage by MaxSim instead of pruning.")
+@click.option("--format", "form", type=click.Choice(["table", "jsonl", "trec"]), default="table", show_default=True)
+@click.option("--config", type=click.Path(), help="Pipeline configuration. Default: the one INDEX was built with.")
+@click.option("--json", "as_json", is_flag=True, help="The same as --format jsonl.")
+def query(
+    index: str,
+    text: str | None,
+    queries: str | None,
+    k: int,
+    num_candidates: int | None,
+    no_rerank: bool,
+    exact: bool,
+    form: str,
+    config: str | None,
+    as_json: bool,
+) -> None:
+    """Answer TEXT, or each query of a file, from INDEX."""
+    if (text is None) == (queries is None):
+        raise click.UsageError("give either TEXT or --queries FILE")
+    asked = [Query("1", text)] if text is not None else read_queries(Path(queries or ""))
+    pipeline = open_pipeline(index, config, exact=exact, rerank=not no_rerank)
+    for one in asked:
+        try:
+            start = time.perf_counter()
+            ranking = pipeline.query(one.text, k, num_candidates=num_candidates)
+            seconds = time.perf_counter() - start
+        except QueryError as error:
+            raise QueryError(f"query '{one.query_id}': {error}") if queries else error from None
+        if as_json or form == "jsonl":
+            echo_json({"query_id": one.query_id, "query": one.text, "hits": [hit_dict(hit) for hit in ranking]})
+        elif form == "trec":
+            for line in trec_lines(one.query_id, ranking.ids, ranking.scores, tag="hybrid_retrieval"):
+                click.echo(line)
+        else:
+            show_ranking(one, ranking, seconds)
+        sys.stdout.flush()
+
+
+@click.command()
+@click.argument("text")
+@click.option("--passages", type=click.Path(), required=True, help="A passage a line: plain text or a JSON object.")
+@click.option("-k", "k", type=int, default=10, show_default=True, help="Passages to return.")
+@click.option("--model", default="embedded", show_default=True, help="`embedded`, a folder, or a hub id.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def rerank(text: str, passages: str, k: int, model: str, as_json: bool) -> None:
+    """Order the passages of a file by the reranker's score for TEXT: stage 2 alone, no index."""
+    given = list(read_passage_lines(Path(passages)))
+    start = time.perf_counter()
+    ranking = Reranker.load(model).rank(text, given, k=k)
+    seconds = time.perf_counter() - start
+    if as_json:
+        echo_json({"query": text, "hits": [hit_dict(hit) for hit in ranking]})
+    else:
+        show_ranking(Query("1", text), ranking, seconds)
+
+
+def hit_dict(hit: Hit) -> dict[str, Any]:
+    """A hit as `--json` prints it."""
+    values = {
+        "passage_id": hit.passage_id,
+        "rank": hit.rank,
+        "score": hit.score,
+        "retrieval_rank": hit.retrieval_rank,
+        "retrieval_score": hit.retrieval_score,
+        "reranker_score": hit.reranker_score,
+        "text": hit.text,
+    }
+    if hit.title:
+        values["title"] = hit.title
+    if hit.metadata:
+        values["metadata"] = dict(hit.metadata)
+    return values
+
+
+def show_ranking(asked: Query, ranking: Ranking, seconds: float) -> None:
+    """One ranking as a table, with both stages' ranks and scores."""
+    table = Table(title=Text(asked.text), title_justify="left", box=None, pad_edge=False)
+    for name in ("rank", "score", "MaxSim", "MaxSim rank", "reranker"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("passage", no_wrap=True)
+    table.add_column("text", overflow="ellipsis", no_wrap=True, ratio=1)
+    for hit in ranking:
+        table.add_row(
+            str(hit.rank),
+            f"{hit.score:.3f}",
+            "" if hit.retrieval_score is None else f"{hit.retrieval_score:.3f}",
+            "" if hit.retrieval_rank is None else str(hit.retrieval_rank),
+            "" if hit.reranker_score is None else f"{hit.reranker_score:.3f}",
+            Text(hit.passage_id),
+            Text(" ".join(f"{hit.title} {hit.text}".split())),
+        )
+    console = table_console()
+    console.print(table)
+    stages = ", ".join(f"{name} {ms:.0f} ms" for name, ms in ranking.timings_ms.items())
+    console.print(f"{seconds * 1e3:.0f} ms ({stages})" if stages else f"{seconds * 1e3:.0f} ms")
+    for note in ranking.notes:
+        console.print(f"note: {note}")

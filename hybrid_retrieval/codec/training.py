@@ -1,0 +1,82 @@
+"""k-means centroids and residual buckets from a sample of token vectors.
+
+The recipe is colbert-ai's (`colbert/indexing/collection_indexer.py`, 0.2.22): a few rounds of k-means by Euclidean
+distance, centroids brought to unit length, and one scalar codec for all dimensions whose cut-offs and weights are
+quantiles of the residuals of vectors held out of the clustering.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hybrid_retrieval.codec.assignment import nearest_centroids
+from hybrid_retrieval.codec.residual import ResidualCodec, check_vectors
+from hybrid_retrieval.errors import InputError
+from hybrid_retrieval.kernels.reference import NBITS
+
+ROUNDS = 4
+# More points a centroid than this change the centroids little and cost in proportion.
+POINTS_PER_CENTROID = 16
+HELD_OUT_SHARE = 0.05
+MOST_HELD_OUT = 50_000
+
+
+def default_num_centroids(num_tokens: int) -> int:
+    """2^floor(log2(16 * sqrt(tokens))): colbert-ai's choice."""
+    return int(2 ** math.floor(math.log2(16 * math.sqrt(max(num_tokens, 1)))))
+
+
+def train_codec(
+    sample: NDArray[np.float32], *, nbits: int, num_centroids: int = 0, seed: int = 0, num_tokens: int = 0
+) -> ResidualCodec:
+    """A codec for vectors like those of the sample.
+
+    sample: float32 [S, D], S >= 1, finite; its order does not matter to the quality. num_centroids: 0 takes
+    `default_num_centroids` of the collection's `num_tokens` (0: the sample's size). Never more centroids than vectors
+    to cluster. Raises `ArrayError` for an impossible sample, `InputError` for an impossible number. The same sample
+    and seed give the same codec, on any number of threads.
+    """
+    check_vectors(sample, "the sample")
+    if nbits not in NBITS:
+        raise InputError(f"nbits must be 1, 2, 4 or 8, got {nbits}")
+    if num_centroids < 0:
+        raise InputError(f"num_centroids must be 0 (automatic) or more, got {num_centroids}")
+    if len(sample) == 0:
+        raise InputError("a codec cannot be trained on a sample without vectors")
+    random = np.random.default_rng(seed)
+    order = random.permutation(len(sample))
+    num_held_out = min(int(HELD_OUT_SHARE * len(sample)), MOST_HELD_OUT)
+    # A sample too small to spare any measures its residuals on the clustered vectors themselves.
+    held_out = sample[order[:num_held_out]] if num_held_out else sample
+    wanted = num_centroids or default_num_centroids(num_tokens or len(sample))
+    wanted = min(wanted, len(order) - num_held_out)
+    clustered = sample[order[num_held_out : num_held_out + POINTS_PER_CENTROID * wanted]]
+    centroids = kmeans(np.asarray(clustered, np.float32), wanted)
+
+    held_out = np.asarray(held_out, np.float32)
+    residuals = held_out - centroids[nearest_centroids(held_out, centroids)]
+    buckets = 2**nbits
+    quantiles = np.quantile(residuals, np.arange(1, 2 * buckets) / (2 * buckets)).astype(np.float32)
+    return ResidualCodec(centroids=centroids, cutoffs=quantiles[1::2].copy(), weights=quantiles[0::2].copy())
+
+
+def kmeans(points: NDArray[np.float32], num_centroids: int) -> NDArray[np.float32]:
+    """Unit-length centroids float32 [K, D] of shuffled points [P, D], P >= K.
+
+    Lloyd's rounds from the first K points; faiss finds the nearest centroids. A centroid that no point chooses stays
+    where it is, so identical points are no trouble.
+    """
+    centroids = points[:num_centroids].copy()
+    for _ in range(ROUNDS if len(points) > num_centroids else 0):
+        chosen = nearest_centroids(points, centroids, by="distance")
+        by_centroid = np.argsort(chosen, kind="stable")
+        counts = np.bincount(chosen, minlength=num_centroids)
+        used = np.flatnonzero(counts)
+        starts = (np.cumsum(counts) - counts)[used]
+        sums = np.add.reduceat(points[by_centroid], starts, axis=0, dtype=np.float32)
+        centroids[used] = sums / counts[used, None].astype(np.float32)
+    norms = np.sqrt(np.einsum("kd,kd->k", centroids, centroids))
+    return centroids / np.where(norms > 0, norms, np.float32(1))[:, None]

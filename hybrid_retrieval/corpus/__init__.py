@@ -1,0 +1,1 @@
+"""Reading what is searched and what it is judged by; splitting long passages."""

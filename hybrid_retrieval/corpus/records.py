@@ -1,0 +1,84 @@
+"""One record, wherever it was read, to one `Passage`."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from hybrid_retrieval.corpus.lines import check_unicode, json_type
+from hybrid_retrieval.errors import CorpusError
+from hybrid_retrieval.types import Passage
+
+ID_KEYS = ("_id", "id", "passage_id", "docid")
+TEXT_KEYS = ("text", "contents")
+MAX_ID_BYTES = 512
+
+
+def to_passage(record: Mapping[str, Any], where: str) -> Passage:
+    """A `Passage` from a mapping; `where` (a file and line) starts the message of the `CorpusError` it may
+    raise.
+
+    The id is the first of `_id`, `id`, `passage_id`, `docid` (an integer is taken as its digits), the text
+    the first of `text`, `contents`; `title` may be missing or null. Every other key is metadata; the content
+    of BEIR's own `metadata` object is merged into it.
+    """
+    id_key = find_key(record, ID_KEYS, "id", where)
+    text_key = find_key(record, TEXT_KEYS, "text", where)
+    passage_id = to_identifier(record[id_key], id_key, where)
+    text = to_text(record[text_key], text_key, f"{where}: passage '{passage_id}'")
+    title = record.get("title")
+    if title is None:
+        title = ""
+    elif not isinstance(title, str):
+        raise CorpusError(
+            f"{where}: passage '{passage_id}': expected 'title' to be a string, got {json_type(title)}"
+        )
+    _check_characters(title, f"{where}: passage '{passage_id}': 'title'")
+    metadata: dict[str, Any] = {}
+    if isinstance(nested := record.get("metadata"), Mapping):
+        metadata.update(nested)
+    for key, value in record.items():
+        if key not in (id_key, text_key, "title") and not (key == "metadata" and isinstance(value, Mapping)):
+            metadata[key] = value
+    return Passage(passage_id, text, title, metadata)
+
+
+def find_key(record: Collection[str], keys: tuple[str, ...], what: str, where: str) -> str:
+    """The first of `keys` that the record has."""
+    for key in keys:
+        if key in record:
+            return key
+    found = ", ".join(f"'{key}'" for key in list(record)[:10]) or "none"
+    raise CorpusError(f"{where}: no {what}: expected one of the keys {', '.join(keys)}; found {found}")
+
+
+def to_identifier(value: Any, key: str, where: str) -> str:
+    """A non-empty string of at most 512 bytes; integers become their digits."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        value = str(value)
+    if not isinstance(value, str):
+        raise CorpusError(f"{where}: expected '{key}' to be a string or an integer, got {json_type(value)}")
+    if not value.strip():
+        raise CorpusError(f"{where}: '{key}' is empty; every record needs an identifier")
+    _check_characters(value, f"{where}: '{key}'")
+    if len(value.encode()) > MAX_ID_BYTES:
+        raise CorpusError(
+            f"{where}: '{key}' has {len(value.encode())} bytes; at most {MAX_ID_BYTES} are allowed"
+        )
+    return value
+
+
+def to_text(value: Any, key: str, where: str) -> str:
+    """A string with at least one character that is not white space."""
+    if not isinstance(value, str):
+        raise CorpusError(f"{where}: expected '{key}' to be a string, got {json_type(value)}")
+    if not value.strip():
+        raise CorpusError(f"{where}: '{key}' is empty; remove the record or give it a text")
+    _check_characters(value, f"{where}: '{key}'")
+    return value
+
+
+def _check_characters(text: str, where: str) -> None:
+    if "\0" in text:
+        raise CorpusError(f"{where}: a NUL character; text has none, remove it")
+    check_unicode(text, where)

@@ -1,0 +1,1 @@
+"""Scoring and packing kernels. `reference` is the NumPy truth that every faster engine is tested against."""

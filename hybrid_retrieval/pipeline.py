@@ -1,0 +1,270 @@
+"""The pipeline: encode the query, find candidates by MaxSim, rescore them with the cross-encoder, fuse, cut at k."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hybrid_retrieval.config import FusionConfig, PipelineConfig
+from hybrid_retrieval.encoders import Encoder
+from hybrid_retrieval.errors import ModelError, QueryError
+from hybrid_retrieval.index import Index
+from hybrid_retrieval.ragged import Ragged
+from hybrid_retrieval.rerankers import Reranker
+from hybrid_retrieval.types import Ranking, best_first
+
+
+@dataclass(frozen=True, slots=True)
+class TokenMatch:
+    """One query token and the passage token that it matched best."""
+
+    query_token: str
+    passage_token: str
+    passage_position: int
+    similarity: float
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """Why a passage scored what it did in stage 1: `retrieval_score` is the sum of the matches' similarities."""
+
+    passage_id: str
+    retrieval_score: float
+    matches: tuple[TokenMatch, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Candidates:
+    """Stage 1's result for one query, best first."""
+
+    query: str
+    rows: NDArray[np.int64]
+    scores: NDArray[np.float32]
+    timings_ms: dict[str, float]
+
+
+class Pipeline:
+    """Both stages over one index. Safe to share between threads."""
+
+    def __init__(
+        self, index: Index, encoder: Encoder, reranker: Reranker | None = None, config: PipelineConfig | None = None
+    ) -> None:
+        """Raises `ModelMismatchError` where the index was built with another encoder than `encoder`."""
+        index.check_encoder(encoder.identity, encoder.name)
+        self.index, self.encoder, self.reranker = index, encoder, reranker
+        self.config = config or PipelineConfig()
+
+    @classmethod
+    def from_config(
+        cls, config: str | Path | Mapping[str, Any] | PipelineConfig | None = None, *, index: str | Path | Index
+    ) -> Pipeline:
+        """Open an index with the models that a configuration names.
+
+        config: a YAML file, a mapping, a `PipelineConfig`, or None for the configuration the index was built with.
+        """
+        if not isinstance(index, Index):
+            index = Index.open(index)
+        if config is None:
+            config = PipelineConfig.from_dict(index.config, source=f"{index.path} (its own configuration)")
+        elif isinstance(config, (str, Path)):
+            config = PipelineConfig.load(config)
+        elif not isinstance(config, PipelineConfig):
+            config = PipelineConfig.from_dict(config)
+        return cls(index, load_encoder(config), load_reranker(config), config)
+
+    def query(
+        self, text: str, k: int = 10, *, num_candidates: int | None = None, rerank: bool = True
+    ) -> Ranking:
+        """The k best passages for one query.
+
+        num_candidates: passages that the reranker scores; by default the configuration's, and never fewer than k. If
+        fewer than k are asked for, the rest follow in stage 1's order with no reranker score.
+        rerank: False stops after stage 1.
+        """
+        return self.query_batch([text], k, num_candidates=num_candidates, rerank=rerank)[0]
+
+    def query_batch(
+        self, queries: Sequence[str], k: int = 10, *, num_candidates: int | None = None, rerank: bool = True
+    ) -> list[Ranking]:
+        """One ranking for each query, in order; each is the ranking that `query` gives.
+
+        Raises `QueryError` for k < 1, num_candidates < 1, or an empty or oversized query.
+        """
+        if isinstance(queries, str):
+            raise QueryError("query_batch takes a sequence of queries; got one string (use query for a single one)")
+        if isinstance(k, bool) or not isinstance(k, (int, np.integer)) or k < 1:
+            raise QueryError(f"k must be a whole number of at least 1, got {k!r}")
+        if num_candidates is not None and num_candidates < 1:
+            raise QueryError(f"num_candidates must be at least 1, got {num_candidates}")
+        rescored = max(self.config.search.num_candidates, k) if num_candidates is None else num_candidates
+        reranker = self.reranker if rerank else None
+        rankings = []
+        for text in queries:
+            candidates = self._retrieve(text, max(k, rescored) if reranker else k)
+            if reranker is None:
+                rankings.append(self._ranking(candidates, np.arange(len(candidates.rows)), candidates.scores, None))
+            else:
+                rankings.append(self._rerank(reranker, candidates, k, rescored))
+        return rankings
+
+    def explain(self, query: str, passage_id: str) -> Explanation:
+        """Which query token matched which passage token, and by how much, in the passage's best window.
+
+        Similarities are those of the compressed vectors that the index searches. Raises `QueryError` for an unknown
+        passage.
+        """
+        row = self.index.row_of(passage_id)
+        if row is None:
+            raise QueryError(f"no passage '{passage_id}' in {self.index.path}")
+        vectors = self.encoder.encode_query(query)
+        windows = self.index.token_vectors(row)
+        similarities = [vectors @ window.T for window in windows]
+        sums = [float(matrix.max(axis=1).sum()) if matrix.shape[1] else -np.inf for matrix in similarities]
+        best = int(np.argmax(sums))
+        text = self.index.passage(row).content(self.index.include_title)
+        query_tokens = self.encoder.tokens(query, "query")
+        passage_tokens = self.encoder.window_tokens(text, self.index.window_overlap)[best]
+        matrix = similarities[best]
+        if matrix.shape != (len(query_tokens), len(passage_tokens)):
+            raise ModelError(
+                f"the encoder gives {len(query_tokens)} x {len(passage_tokens)} tokens where the index holds "
+                f"{matrix.shape[0]} x {matrix.shape[1]}: the passage was indexed with other settings"
+            )
+        matches = tuple(
+            TokenMatch(token, passage_tokens[position], int(position), float(matrix[i, position]))
+            for i, (token, position) in enumerate(zip(query_tokens, matrix.argmax(axis=1), strict=True))
+        )
+        return Explanation(passage_id, sums[best], matches)
+
+    def _retrieve(self, text: str, k: int) -> _Candidates:
+        timings: dict[str, float] = {}
+        search = self.config.search
+        with _timed(timings, "encode"):
+            vectors = self.encoder.encode_query(text)
+        with _timed(timings, "search"):
+            rows, scores = self.index.search_rows(
+                vectors, k=k, exact=search.exact, nprobe=search.nprobe, threads=search.threads
+            )
+        return _Candidates(text, rows, scores, timings)
+
+    def _rerank(self, reranker: Reranker, candidates: _Candidates, k: int, rescored: int) -> Ranking:
+        head = candidates.rows[:rescored]
+        with _timed(candidates.timings_ms, "rerank"):
+            result = reranker.score_tokens(candidates.query, self._reranker_tokens(reranker, head))
+        scores, order = fuse(self.config.fusion, reranker.fusion_weight, result.logits, candidates.scores)
+        logits = np.full(len(candidates.rows), np.nan, np.float32)
+        logits[: len(head)] = result.logits
+        notes = (f"{result.truncated} of {len(head)} pairs were cut at {reranker.max_tokens} tokens",)
+        return self._ranking(
+            candidates, order[:k], scores[order[:k]], logits, notes=notes if result.truncated else ()
+        )
+
+    def _reranker_tokens(self, reranker: Reranker, rows: NDArray[np.int64]) -> Ragged:
+        if self.index.reranker_tokenizer == reranker.tokenizer_identity:
+            tokens = self.index.reranker_tokens(rows)
+            if tokens is not None:
+                return tokens
+        include_title = self.index.include_title
+        return reranker.tokenize([self.index.passage(int(row)).content(include_title) for row in rows])
+
+    def _ranking(
+        self,
+        candidates: _Candidates,
+        chosen: NDArray[np.int64],
+        scores: NDArray[np.float32],
+        logits: NDArray[np.float32] | None,
+        notes: tuple[str, ...] = (),
+    ) -> Ranking:
+        with _timed(candidates.timings_ms, "fetch"):
+            passages = tuple(self.index.passage(int(row)) for row in candidates.rows[chosen])
+        return Ranking(
+            ids=tuple(passage.passage_id for passage in passages),
+            scores=scores,
+            retrieval_scores=candidates.scores[chosen],
+            retrieval_ranks=chosen + 1,
+            reranker_scores=None if logits is None else logits[chosen],
+            passages=passages,
+            timings_ms=candidates.timings_ms,
+            notes=notes,
+        )
+
+
+def fuse(
+    config: FusionConfig,
+    recommended_weight: float | None,
+    logits: NDArray[np.float32],
+    retrieval_scores: NDArray[np.float32],
+) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """Final scores of all candidates, and their order.
+
+    logits: float32 [M], raw logits of the first M candidates. retrieval_scores: float32 [N], MaxSim, best first,
+    N >= M. Candidates M to N were not rescored: they follow in stage 1's order, each as far below the lowest rescored
+    score as its MaxSim lies below that of the last rescored candidate. Returns float32 [N] and int64 [N].
+    """
+    weighted = config.method == "weighted" or (config.method == "auto" and recommended_weight is not None)
+    head = logits.astype(np.float32)
+    if weighted:
+        auto = config.method == "auto" and recommended_weight is not None
+        weight = np.float32(recommended_weight if auto else config.weight)
+        head = weight * standardise(head) + (1 - weight) * standardise(retrieval_scores[: len(head)])
+    scores = np.empty(len(retrieval_scores), np.float32)
+    scores[: len(head)] = head
+    if 0 < len(head) < len(scores):
+        scores[len(head) :] = head.min() - (retrieval_scores[len(head) - 1] - retrieval_scores[len(head) :])
+    order = np.concatenate([best_first(head, len(head)), np.arange(len(head), len(scores))])
+    return scores, order
+
+
+def standardise(scores: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Zero mean and unit deviation over one query's candidates; all zeros where they are all equal."""
+    centred = (scores - scores.mean(dtype=np.float64)).astype(np.float32) if len(scores) else scores
+    deviation = float(np.sqrt(np.mean(np.square(centred, dtype=np.float64)))) if len(scores) else 0.0
+    return centred / np.float32(deviation) if deviation > 1e-6 else np.zeros_like(centred)
+
+
+def load_encoder(config: PipelineConfig) -> Encoder:
+    """The encoder that a configuration names."""
+    part = config.encoder
+    return Encoder.load(
+        part.model,
+        revision=part.revision,
+        backend=part.backend,
+        device=part.device,
+        dtype=part.dtype,
+        threads=part.threads,
+        batch_tokens=part.batch_tokens,
+    )
+
+
+def load_reranker(config: PipelineConfig) -> Reranker | None:
+    """The reranker that a configuration names; None for `none`."""
+    part = config.reranker
+    if part.model == "none":
+        return None
+    return Reranker.load(
+        part.model,
+        revision=part.revision,
+        backend=part.backend,
+        device=part.device,
+        dtype=part.dtype,
+        threads=part.threads,
+        truncation=part.truncation,
+        max_tokens=part.max_tokens,
+        batch_tokens=part.batch_tokens,
+    )
+
+
+@contextmanager
+def _timed(timings_ms: dict[str, float], name: str) -> Iterator[None]:
+    start = time.perf_counter()
+    try:
+        yield
+    finally:
+        timings_ms[name] = (time.perf_counter() - start) * 1e3

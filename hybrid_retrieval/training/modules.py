@@ -1,0 +1,116 @@
+"""The trunk (BERT layers, post-LayerNorm) and the two heads, in plain torch; parameter names follow ``base_weights``."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from hybrid_retrieval.training.base_weights import BaseModel
+
+
+class Layer(nn.Module):
+    """One post-LayerNorm transformer layer: x float32 [B, L, H], mask bool [B, 1, 1, L] -> [B, L, H]."""
+
+    def __init__(self, hidden: int, head_size: int, heads: int, inner: int, epsilon: float) -> None:
+        super().__init__()
+        self.heads, self.head_size = heads, head_size
+        self.qkv = nn.Linear(hidden, 3 * heads * head_size)
+        self.ao = nn.Linear(heads * head_size, hidden)
+        self.aln = nn.LayerNorm(hidden, eps=epsilon)
+        self.fi = nn.Linear(hidden, inner)
+        self.fo = nn.Linear(inner, hidden)
+        self.oln = nn.LayerNorm(hidden, eps=epsilon)
+
+    def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        x = self.aln(x + self.ao(self.attend(x, mask)))
+        return self.oln(x + self.fo(F.gelu(self.fi(x))))
+
+    def attend(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        """Heads' outputs side by side: [B, L, H] -> [B, L, heads * head_size]."""
+        batch, length, _ = x.shape
+        q, k, v = self.qkv(x).view(batch, length, 3, self.heads, self.head_size).permute(2, 0, 3, 1, 4)
+        a = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        return a.transpose(1, 2).reshape(batch, length, self.heads * self.head_size)
+
+
+class Trunk(nn.Module):
+    """Embeddings (frozen) and layers: ids int64 [B, L], mask int64/bool [B, L] -> hidden states float32 [B, L, H]."""
+
+    table: Tensor
+
+    def __init__(self, base: BaseModel, keep: list[int], widths: list[tuple[int, int]] | None = None) -> None:
+        """``keep`` names the base's layers that start the student's, in order. ``widths`` (heads, inner size) of each
+        layer leave layers of other sizes than the base's uninitialised (``prune`` or a checkpoint fills them)."""
+        super().__init__()
+        self.keep = list(keep)
+        self.register_buffer("table", torch.from_numpy(base.embedding_table()), persistent=False)
+        t = base.tensors
+        self.pos = nn.Parameter(torch.from_numpy(t["emb.pos"] + t["emb.type"]), requires_grad=False)
+        self.ln = nn.LayerNorm(base.hidden, eps=base.epsilon)
+        full = (base.heads, base.inner)
+        self.widths = list(widths or [full] * len(keep))
+        size = base.hidden // base.heads
+        self.layers = nn.ModuleList(Layer(base.hidden, size, h, n, base.epsilon) for h, n in self.widths)
+        with torch.no_grad():
+            self.ln.weight.copy_(torch.from_numpy(t["emb.ln.w"]))
+            self.ln.bias.copy_(torch.from_numpy(t["emb.ln.b"]))
+            for layer, i, width in zip(self.layers, keep, self.widths, strict=True):
+                if width == full:
+                    _load_layer(layer, t, i)
+        self.ln.requires_grad_(False)
+
+    def embed(self, ids: Tensor) -> Tensor:
+        return self.ln(F.embedding(ids, self.table) + self.pos[: ids.shape[1]])
+
+    def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
+        bias = None if bool(mask.all()) else mask.bool()[:, None, None, :]
+        x = self.embed(ids)
+        for layer in self.layers:
+            x = layer(x, bias)
+        return x
+
+
+def _load_layer(layer: nn.Module, tensors: dict[str, np.ndarray], i: int) -> None:
+    def get(name: str) -> Tensor:
+        return torch.from_numpy(tensors[f"l{i}.{name}"])
+
+    state = {
+        "qkv.weight": torch.cat([get("q.w"), get("k.w"), get("v.w")]),
+        "qkv.bias": torch.cat([get("q.b"), get("k.b"), get("v.b")]),
+    }
+    for name in ("ao", "fi", "fo", "aln", "oln"):
+        state[f"{name}.weight"] = get(f"{name}.w")
+        state[f"{name}.bias"] = get(f"{name}.b")
+    layer.load_state_dict(state)
+
+
+class Encoder(nn.Module):
+    """ColBERT encoder: unit token vectors float32 [B, L, D] (padding positions hold vectors to be ignored)."""
+
+    def __init__(self, trunk: Trunk, dimensions: int) -> None:
+        super().__init__()
+        self.trunk = trunk
+        self.projection = nn.Linear(trunk.table.shape[1], dimensions, bias=False)
+
+    def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
+        return F.normalize(self.projection(self.trunk(ids, mask)), dim=-1)
+
+
+class CrossEncoder(nn.Module):
+    """Cross-encoder: first token -> dense -> tanh -> one logit; returns float32 [B]."""
+
+    def __init__(self, trunk: Trunk) -> None:
+        super().__init__()
+        hidden = trunk.table.shape[1]
+        self.trunk = trunk
+        self.dense = nn.Linear(hidden, hidden)
+        self.out = nn.Linear(hidden, 1)
+        with torch.no_grad():  # starts as (nearly) the identity on the first token's state
+            self.dense.weight.copy_(torch.eye(hidden))
+            self.dense.bias.zero_()
+
+    def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
+        first = self.trunk(ids, mask)[:, 0]
+        return self.out(torch.tanh(self.dense(first)))[:, 0]

@@ -1,0 +1,70 @@
+"""How two scores make one order: standardisation, the weighted sum, and the tail that was not rescored."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from hybrid_retrieval.config import FusionConfig
+from hybrid_retrieval.pipeline import fuse, standardise
+
+
+def f32(*values: float) -> np.ndarray:
+    return np.array(values, np.float32)
+
+
+def test_reranker_only_orders_by_the_raw_logit() -> None:
+    scores, order = fuse(FusionConfig(method="reranker"), None, f32(-1, 3, 0), f32(9, 8, 7))
+    assert order.tolist() == [1, 2, 0]
+    assert scores.tolist() == [-1, 3, 0]
+
+
+def test_ties_keep_the_order_of_stage_one() -> None:
+    _, order = fuse(FusionConfig(method="reranker"), None, f32(1, 2, 1, 2), f32(9, 8, 7, 6))
+    assert order.tolist() == [1, 3, 0, 2]
+
+
+def test_auto_follows_the_rerankers_recommendation_and_else_uses_the_logit_alone() -> None:
+    logits, maxsim = f32(0, 1, 2), f32(30, 10, 9)
+    alone, _ = fuse(FusionConfig(method="auto"), None, logits, maxsim)
+    assert alone.tolist() == logits.tolist()
+    summed, _ = fuse(FusionConfig(method="auto"), 0.25, logits, maxsim)
+    expected = 0.25 * standardise(logits) + 0.75 * standardise(maxsim)
+    np.testing.assert_allclose(summed, expected, rtol=1e-6)
+
+
+def test_weighted_uses_the_configured_weight_over_any_recommendation() -> None:
+    logits, maxsim = f32(0, 1, 2), f32(30, 10, 9)
+    scores, _ = fuse(FusionConfig(method="weighted", weight=1.0), 0.25, logits, maxsim)
+    np.testing.assert_allclose(scores, standardise(logits), rtol=1e-6)
+
+
+@pytest.mark.parametrize("method", ["reranker", "weighted"])
+def test_a_tail_that_was_not_rescored_follows_in_stage_ones_order(method: str) -> None:
+    maxsim = f32(30, 29, 28, 20, 20, 11)
+    scores, order = fuse(FusionConfig(method=method, weight=0.5), None, f32(-5, 7, -9), maxsim)
+    assert order[3:].tolist() == [3, 4, 5]
+    assert np.all(np.diff(scores[order]) <= 0)
+    assert scores[order[2]] > scores[3] == scores[4] > scores[5]
+
+
+def test_standardise_gives_zero_mean_and_unit_deviation() -> None:
+    result = standardise(f32(1, 2, 3, 10))
+    assert abs(result.mean()) < 1e-6
+    assert abs(result.std() - 1) < 1e-6
+
+
+@pytest.mark.parametrize("values", [(), (5.0,), (2.5, 2.5, 2.5)])
+def test_standardise_of_equal_scores_is_zero_not_nan(values: tuple[float, ...]) -> None:
+    assert standardise(f32(*values)).tolist() == [0.0] * len(values)
+
+
+def test_a_single_candidate_is_ranked() -> None:
+    scores, order = fuse(FusionConfig(method="weighted"), None, f32(-3), f32(12))
+    assert order.tolist() == [0]
+    assert np.isfinite(scores).all()
+
+
+def test_no_candidates_give_an_empty_order() -> None:
+    scores, order = fuse(FusionConfig(method="weighted"), None, f32(), f32())
+    assert len(scores) == len(order) == 0
