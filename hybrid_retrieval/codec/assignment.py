@@ -9,15 +9,20 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-# Vectors in one product. Threads share out whole blocks, and a block is always computed by one thread alone: where
-# BLAS itself splits a product over threads, the last bit of a similarity, and with it a near tie, depends on how many.
+# Vectors in one product. Threads share out whole blocks, and a block is always computed by one thread alone:
+# where BLAS itself splits a product over threads, the last bit of a similarity, and with it a near tie,
+# depends on how many.
 BLOCK_VECTORS = 4096
 
 
 def nearest_centroids(
-    vectors: NDArray[np.float32], centroids: NDArray[np.float32], *, by: Literal["product", "distance"] = "product"
+    vectors: NDArray[np.float32],
+    centroids: NDArray[np.float32],
+    *,
+    by: Literal["product", "distance"] = "product",
 ) -> NDArray[np.int64]:
-    """int64 [T]: for each of the vectors [T, D] the centroid [K, D] of the largest product, or least distance."""
+    """int64 [T]: for each of the vectors [T, D] the centroid [K, D] of the largest product, or least
+    distance."""
     import faiss
 
     metric = faiss.METRIC_INNER_PRODUCT if by == "product" else faiss.METRIC_L2

@@ -1,4 +1,5 @@
-"""`ResidualCodec`: a vector as the number of its nearest centroid and a few bits a dimension of what is left."""
+"""`ResidualCodec`: a vector as the number of its nearest centroid and a few bits a dimension of what is
+left."""
 
 from __future__ import annotations
 
@@ -21,7 +22,8 @@ FILES = ("centroids.npy", "cutoffs.npy", "weights.npy")
 
 @dataclass(frozen=True)
 class ResidualCodec:
-    """centroids: float32 [K, D], unit length. cutoffs: float32 [2^nbits - 1], never falling. weights: float32 [2^nbits].
+    """centroids: float32 [K, D], unit length. cutoffs: float32 [2^nbits - 1], never falling. weights: float32
+    [2^nbits].
 
     D must be a multiple of 8. One scalar codec serves all dimensions, as in colbert-ai.
     """
@@ -34,16 +36,23 @@ class ResidualCodec:
         for name in ("centroids", "cutoffs", "weights"):
             array = getattr(self, name)
             if array.dtype != np.float32 or array.ndim != (2 if name == "centroids" else 1):
-                raise ArrayError(f"{name} of a codec must be float32, got {array.dtype} of shape {array.shape}")
+                raise ArrayError(
+                    f"{name} of a codec must be float32, got {array.dtype} of shape {array.shape}"
+                )
             if not np.isfinite(array).all():
                 raise ArrayError(f"{name} of a codec must be finite")
-        if len(self.weights) not in [2**nbits for nbits in NBITS] or len(self.cutoffs) != len(self.weights) - 1:
+        if (
+            len(self.weights) not in [2**nbits for nbits in NBITS]
+            or len(self.cutoffs) != len(self.weights) - 1
+        ):
             raise ArrayError(
-                f"a codec needs 2^nbits weights and one cut-off fewer, got {len(self.weights)} and {len(self.cutoffs)}"
+                f"a codec needs 2^nbits weights and one cut-off fewer, got {len(self.weights)} "
+                f"and {len(self.cutoffs)}"
             )
         if len(self.centroids) == 0 or self.dimensions == 0 or self.dimensions % 8:
             raise ArrayError(
-                f"a codec needs at least one centroid and dimensions in multiples of 8, got {self.centroids.shape}"
+                f"a codec needs at least one centroid and dimensions in multiples of 8, "
+                f"got {self.centroids.shape}"
             )
         if np.any(np.diff(self.cutoffs) < 0):
             raise ArrayError("cut-offs of a codec must never fall")
@@ -103,7 +112,8 @@ class ResidualCodec:
         """The tokens as the kernels read them. codes: uint32 [T]. residuals: uint8 [T, D * nbits / 8]."""
         if residuals.shape != (len(codes), self.residual_bytes) or residuals.dtype != np.uint8:
             raise ArrayError(
-                f"residuals must be uint8 [{len(codes)}, {self.residual_bytes}], got {residuals.dtype} {residuals.shape}"
+                f"residuals must be uint8 [{len(codes)}, {self.residual_bytes}], "
+                f"got {residuals.dtype} {residuals.shape}"
             )
         return PackedTokens(codes, residuals, self.centroids, self.table)
 
@@ -139,10 +149,14 @@ def check_vectors(vectors: NDArray[Any], name: str, *, dimensions: int | None = 
     if not isinstance(vectors, np.ndarray):
         raise ArrayError(f"{name} must be a float array [T, {wanted}], got {type(vectors).__name__}")
     if vectors.ndim != 2 or vectors.dtype.kind != "f" or dimensions not in (None, vectors.shape[1]):
-        raise ArrayError(f"{name} must be a float array [T, {wanted}], got {vectors.dtype} of shape {vectors.shape}")
+        raise ArrayError(
+            f"{name} must be a float array [T, {wanted}], got {vectors.dtype} of shape {vectors.shape}"
+        )
     if not vectors.shape[1] or vectors.shape[1] % 8:
         raise ArrayError(f"{name} must have dimensions in multiples of 8, got {vectors.shape[1]}")
     for start in range(0, len(vectors), ENCODE_BLOCK):
         finite = np.isfinite(vectors[start : start + ENCODE_BLOCK]).all(axis=1)
         if not finite.all():
-            raise ArrayError(f"{name} must be finite: row {start + int(np.argmin(finite))} has a NaN or an infinity")
+            raise ArrayError(
+                f"{name} must be finite: row {start + int(np.argmin(finite))} has a NaN or an infinity"
+            )

@@ -1,8 +1,8 @@
 """k-means centroids and residual buckets from a sample of token vectors.
 
-The recipe is colbert-ai's (`colbert/indexing/collection_indexer.py`, 0.2.22): a few rounds of k-means by Euclidean
-distance, centroids brought to unit length, and one scalar codec for all dimensions whose cut-offs and weights are
-quantiles of the residuals of vectors held out of the clustering.
+The recipe is colbert-ai's (`colbert/indexing/collection_indexer.py`, 0.2.22): a few rounds of k-means by
+Euclidean distance, centroids brought to unit length, and one scalar codec for all dimensions whose cut-offs
+and weights are quantiles of the residuals of vectors held out of the clustering.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ def train_codec(
     """A codec for vectors like those of the sample.
 
     sample: float32 [S, D], S >= 1, finite; its order does not matter to the quality. num_centroids: 0 takes
-    `default_num_centroids` of the collection's `num_tokens` (0: the sample's size). Never more centroids than vectors
-    to cluster. Raises `ArrayError` for an impossible sample, `InputError` for an impossible number. The same sample
-    and seed give the same codec, on any number of threads.
+    `default_num_centroids` of the collection's `num_tokens` (0: the sample's size). Never more centroids than
+    vectors to cluster. Raises `ArrayError` for an impossible sample, `InputError` for an impossible number.
+    The same sample and seed give the same codec, on any number of threads.
     """
     check_vectors(sample, "the sample")
     if nbits not in NBITS:
@@ -66,8 +66,8 @@ def train_codec(
 def kmeans(points: NDArray[np.float32], num_centroids: int) -> NDArray[np.float32]:
     """Unit-length centroids float32 [K, D] of shuffled points [P, D], P >= K.
 
-    Lloyd's rounds from the first K points; faiss finds the nearest centroids. A centroid that no point chooses stays
-    where it is, so identical points are no trouble.
+    Lloyd's rounds from the first K points; faiss finds the nearest centroids. A centroid that no point
+    chooses stays where it is, so identical points are no trouble.
     """
     centroids = points[:num_centroids].copy()
     for _ in range(ROUNDS if len(points) > num_centroids else 0):
@@ -79,4 +79,6 @@ def kmeans(points: NDArray[np.float32], num_centroids: int) -> NDArray[np.float3
         sums = np.add.reduceat(points[by_centroid], starts, axis=0, dtype=np.float32)
         centroids[used] = sums / counts[used, None].astype(np.float32)
     norms = np.sqrt(np.einsum("kd,kd->k", centroids, centroids))
-    return centroids / np.where(norms > 0, norms, np.float32(1))[:, None]
+    norms[norms == 0] = 1
+    centroids /= norms[:, None]
+    return centroids

@@ -45,7 +45,8 @@ class Dataset:
         queries = tuple(query for query in read_queries(queries_path) if query.query_id in qrels)
         if missing := sorted(set(qrels) - {query.query_id for query in queries}):
             raise CorpusError(
-                f"{queries_path}: {len(missing)} of {len(qrels)} judged queries have no text here, first '{missing[0]}'"
+                f"{queries_path}: {len(missing)} of {len(qrels)} judged queries have no text here, "
+                f"first '{missing[0]}'"
             )
         return cls(folder, split, queries, qrels)
 

@@ -55,7 +55,8 @@ def decode(raw: bytes, where: str) -> str:
         return raw.decode("utf-8")
     except UnicodeDecodeError as error:
         raise CorpusError(
-            f"{where}: expected UTF-8, got byte 0x{raw[error.start]:02x} at byte {error.start + 1} of the line; "
+            f"{where}: expected UTF-8, got byte 0x{raw[error.start]:02x} at byte {error.start + 1} "
+            "of the line; "
             "convert it, for example: iconv -f WINDOWS-1252 -t UTF-8"
         ) from None
 

@@ -126,7 +126,8 @@ def _read_folder(folder: Path) -> Iterator[tuple[str, Passage]]:
     )
     if not files:
         raise CorpusError(
-            f"{folder}: not a corpus: expected corpus.jsonl (BEIR), collection.tsv (id<TAB>text), or .txt and .md files"
+            f"{folder}: not a corpus: expected corpus.jsonl (BEIR), collection.tsv (id<TAB>text), "
+            "or .txt and .md files"
         )
     return (record for file in files for record in _read_text(file, file.relative_to(folder).as_posix()))
 

@@ -1,8 +1,8 @@
 """The NumPy truth: MaxSim, residual packing, and MaxSim straight from packed residuals.
 
-Packing follows colbert-ai (`colbert/indexing/codecs/residual.py`, 0.2.22): each dimension's bucket number emits its
-bits least-significant first, dimensions in order, and `numpy.packbits` fills every byte from its high bit. Axes:
-Lq query tokens, T passage tokens, W windows, D dimensions, K centroids.
+Packing follows colbert-ai (`colbert/indexing/codecs/residual.py`, 0.2.22): each dimension's bucket number
+emits its bits least-significant first, dimensions in order, and `numpy.packbits` fills every byte from its
+high bit. Axes: Lq query tokens, T passage tokens, W windows, D dimensions, K centroids.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ Float32 = NDArray[np.float32]
 
 NBITS = (1, 2, 4, 8)
 
-# Passage tokens scored in one step. Every step multiplies a block of exactly this many rows (the last one filled up
-# with zeros): the working set stays in the cache, and a token's similarity does not depend on what surrounds it, so
-# that identical passages tie and pruned search gives the very scores of exact search.
+# Passage tokens scored in one step. Every step multiplies a block of exactly this many rows (the last one
+# filled up with zeros): the working set stays in the cache, and a token's similarity does not depend on what
+# surrounds it, so that identical passages tie and pruned search gives the very scores of exact search.
 BLOCK_TOKENS = 1024
 
 # colbert-ai normalises with torch.nn.functional.normalize, which divides by at least this.
@@ -33,18 +33,20 @@ SMALLEST_NORM = np.float32(1e-12)
 def maxsim(query: Float32, passages: Ragged) -> Float32:
     """The late-interaction score of each passage: for every query token its best similarity, summed.
 
-    query: float32 [Lq, D]. passages: N rows over float data [T, D]. Returns float32 [N]; a passage without tokens
-    has nothing to match and gets -inf. Negative similarities count as they are.
+    query: float32 [Lq, D]. passages: N rows over float data [T, D]. Returns float32 [N]; a passage without
+    tokens has nothing to match and gets -inf. Negative similarities count as they are.
     """
     if query.ndim != 2 or passages.data.ndim != 2 or query.shape[1] != passages.data.shape[1]:
         raise ArrayError(
-            f"query and passage vectors must be [Lq, D] and [T, D] of one D, got {query.shape} and {passages.data.shape}"
+            f"query and passage vectors must be [Lq, D] and [T, D] of one D, "
+            f"got {query.shape} and {passages.data.shape}"
         )
     best = np.full((len(query), len(passages)), -np.inf, np.float32)
     for start in range(0, len(passages.data), BLOCK_TOKENS):
         vectors = passages.data[start : start + BLOCK_TOKENS]
         _raise_maxima(best, _similarities(query, vectors), passages.offsets, start)
-    return best.sum(axis=0, dtype=np.float32)
+    total: Float32 = best.sum(axis=0, dtype=np.float32)
+    return total
 
 
 def pack_buckets(buckets: NDArray[np.uint8], nbits: int) -> NDArray[np.uint8]:
@@ -52,13 +54,14 @@ def pack_buckets(buckets: NDArray[np.uint8], nbits: int) -> NDArray[np.uint8]:
     if nbits not in NBITS or buckets.ndim != 2 or buckets.shape[1] * nbits % 8:
         raise ArrayError(f"cannot pack buckets of shape {buckets.shape} with nbits={nbits} into whole bytes")
     bits = (buckets[:, :, None] >> np.arange(nbits, dtype=np.uint8)) & np.uint8(1)
-    return np.packbits(bits.reshape(len(buckets), -1), axis=1)
+    return np.packbits(bits.reshape(len(buckets), buckets.shape[1] * nbits), axis=1)
 
 
 def bucket_table(nbits: int) -> NDArray[np.uint8]:
     """uint8 [256, 8 / nbits]: the bucket numbers that each packed byte holds."""
     bits = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1).reshape(256, 8 // nbits, nbits)
-    return (bits << np.arange(nbits, dtype=np.uint8)).sum(axis=2).astype(np.uint8)
+    table: NDArray[np.uint8] = (bits << np.arange(nbits, dtype=np.uint8)).sum(axis=2).astype(np.uint8)
+    return table
 
 
 def unpack_buckets(packed: NDArray[np.uint8], nbits: int) -> NDArray[np.uint8]:
@@ -67,16 +70,17 @@ def unpack_buckets(packed: NDArray[np.uint8], nbits: int) -> NDArray[np.uint8]:
 
 
 def weight_table(weights: Float32) -> Float32:
-    """float32 [256, 8 / nbits]: the residual values that each packed byte stands for. weights: float32 [2^nbits]."""
-    return weights[bucket_table(int(len(weights)).bit_length() - 1)]
+    """float32 [256, 8 / nbits]: the residual values that each packed byte stands for. weights: float32
+    [2^nbits]."""
+    return weights[bucket_table(len(weights).bit_length() - 1)]
 
 
 @dataclass(frozen=True, slots=True)
 class PackedTokens:
     """Compressed token vectors, and what it takes to read them.
 
-    codes: uint32 [T], below K. residuals: uint8 [T, D * nbits / 8]. centroids: float32 [K, D]. table: `weight_table`.
-    A token's vector is its centroid plus its residual, normalised.
+    codes: uint32 [T], below K. residuals: uint8 [T, D * nbits / 8]. centroids: float32 [K, D]. table:
+    `weight_table`. A token's vector is its centroid plus its residual, normalised.
     """
 
     codes: NDArray[np.uint32]
@@ -87,23 +91,30 @@ class PackedTokens:
     def raw(self, tokens: Any) -> Float32:
         """Centroid plus residual, before normalisation: float32 [t, D]. tokens: a slice or an index array."""
         packed = self.residuals[tokens]
-        vectors = np.take(self.table, packed, axis=0).reshape(len(packed), -1)
+        vectors: Float32 = np.take(self.table, packed, axis=0).reshape(len(packed), self.centroids.shape[1])
         vectors += np.take(self.centroids, self.codes[tokens], axis=0)
         return vectors
 
     def decode(self, tokens: Any) -> Float32:
         """Unit vectors: float32 [t, D]."""
         vectors = self.raw(tokens)
-        return vectors / np.maximum(_norms(vectors), SMALLEST_NORM)[:, None]
+        unit: Float32 = vectors / _norms(vectors)[:, None]
+        return unit
 
 
 def packed_maxsim(
-    query: Float32, packed: PackedTokens, starts: NDArray[np.int64], lengths: NDArray[np.int64], *, threads: int = 1
+    query: Float32,
+    packed: PackedTokens,
+    starts: NDArray[np.int64],
+    lengths: NDArray[np.int64],
+    *,
+    threads: int = 1,
 ) -> Float32:
-    """MaxSim of W windows from packed residuals, without holding more than a block of decoded vectors a thread.
+    """MaxSim of W windows from packed residuals, without holding more than a block of decoded vectors a
+    thread.
 
-    query: float32 [Lq, D]. Window w is tokens starts[w] to starts[w] + lengths[w]. Returns float32 [W]; -inf for a
-    window without tokens. The result does not depend on `threads`.
+    query: float32 [Lq, D]. Window w is tokens starts[w] to starts[w] + lengths[w]. Returns float32 [W]; -inf
+    for a window without tokens. The result does not depend on `threads`.
     """
     offsets = np.zeros(len(starts) + 1, np.int64)
     np.cumsum(lengths, out=offsets[1:])
@@ -113,7 +124,8 @@ def packed_maxsim(
     def similarities(start: int) -> Float32:
         vectors = packed.raw(tokens[start : start + BLOCK_TOKENS])
         # The division comes after the product: it touches Lq numbers a token instead of D.
-        return _similarities(query, vectors) / np.maximum(_norms(vectors), SMALLEST_NORM)
+        scaled: Float32 = _similarities(query, vectors) / _norms(vectors)
+        return scaled
 
     blocks = range(0, len(tokens), BLOCK_TOKENS)
     if threads <= 1 or len(blocks) <= 1:
@@ -123,11 +135,12 @@ def packed_maxsim(
         with ThreadPoolExecutor(threads) as pool:
             for start, block in zip(blocks, pool.map(similarities, blocks), strict=True):
                 _raise_maxima(best, block, offsets, start)
-    return best.sum(axis=0, dtype=np.float32)
+    total: Float32 = best.sum(axis=0, dtype=np.float32)
+    return total
 
 
 def _norms(vectors: Float32) -> Float32:
-    norms: Float32 = np.sqrt(np.einsum("td,td->t", vectors, vectors))
+    norms: Float32 = np.maximum(np.sqrt(np.einsum("td,td->t", vectors, vectors)), SMALLEST_NORM)
     return norms
 
 
@@ -141,7 +154,8 @@ def _similarities(query: Float32, vectors: NDArray[Any]) -> Float32:
 
 
 def _raise_maxima(best: Float32, similarities: Float32, offsets: NDArray[np.int64], start: int) -> None:
-    """Raise best [Lq, N] by the similarities [Lq, t] of tokens start to start + t, which belong to rows by offsets."""
+    """Raise best [Lq, N] by the similarities [Lq, t] of tokens start to start + t, which belong to rows by
+    offsets."""
     stop = start + similarities.shape[1]
     first = int(np.searchsorted(offsets, start, side="right")) - 1
     last = int(np.searchsorted(offsets, stop, side="left"))

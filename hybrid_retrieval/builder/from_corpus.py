@@ -1,0 +1,303 @@
+"""Building an index: read and check every passage, train the codec on a sample, encode chunk by chunk,
+commit.
+
+Memory is bounded by the ids, a sample and a chunk. Every step records how far it came, so that a build that
+was killed continues with `resume`, and ends in the same bytes as one that was not.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Iterable
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hybrid_retrieval.builder.models import PassageTokenizer, WindowEncoder, check_encoded
+from hybrid_retrieval.codec import ResidualCodec, train_codec
+from hybrid_retrieval.config import PipelineConfig
+from hybrid_retrieval.errors import (
+    ConfigError,
+    CorpusError,
+    IndexExistsError,
+    InputError,
+    ModelError,
+    ModelMismatchError,
+    StorageError,
+)
+from hybrid_retrieval.ragged import Ragged
+from hybrid_retrieval.storage import IndexWriter, PassageEncoder, SegmentWriter
+from hybrid_retrieval.storage.files import sync_files, sync_folder
+from hybrid_retrieval.storage.layout import PASSAGE_FILES, RERANKER_FILES, VECTOR_FILES
+from hybrid_retrieval.storage.passages import StoredPassages
+from hybrid_retrieval.storage.snapshot import read_manifest
+from hybrid_retrieval.types import Passage
+
+Progress = Callable[[str, int, int], None]
+
+READ_PASSAGES = 512
+# Passages handed to the encoder at once, counted from the chunk's first: what it batches depends on the chunk
+# alone.
+ENCODE_PASSAGES = 256
+# colbert-ai samples 16 * sqrt(120 * N) passages; this many bound the memory that training takes.
+MOST_SAMPLE_PASSAGES = 32_768
+
+
+def build_index(
+    corpus: Iterable[Passage],
+    path: str | Path,
+    *,
+    encoder: WindowEncoder,
+    reranker_tokenizer: PassageTokenizer | None = None,
+    config: PipelineConfig | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> None:
+    """Build an index of a corpus.
+
+    resume: continue a build that was interrupted; the corpus, the configuration and the models must be the
+    same. An index that is complete already is left as it is if they are. overwrite: replace an index.
+    progress: called with (step, done, total); total 0 is unknown.
+
+    Bad input (`InputError`) leaves nothing behind; any other failure leaves a build that can be resumed, and
+    no index.
+    """
+    build = _Build(encoder, reranker_tokenizer, config or PipelineConfig(), progress or _silent)
+    with IndexWriter.create(path, overwrite=overwrite, resume=resume) as writer:
+        fresh = writer.journal is None
+        try:
+            if resume and fresh and writer.committed_version is not None:
+                build.check_complete(writer, corpus)
+                writer.discard()
+            else:
+                build.run(writer, corpus)
+        except (InputError, StorageError):
+            # A resumed build keeps what an earlier run has done: the input of this one is at fault.
+            if fresh:
+                writer.discard()
+            raise
+
+
+class _Build:
+    """One build: the parts that all its steps share."""
+
+    def __init__(
+        self,
+        encoder: WindowEncoder,
+        reranker: PassageTokenizer | None,
+        config: PipelineConfig,
+        progress: Progress,
+    ) -> None:
+        self.encoder, self.reranker, self.config, self.progress = encoder, reranker, config, progress
+        self.keys: dict[str, Any] = {
+            "encoder": {"name": encoder.name, "identity": encoder.identity, "dimensions": encoder.dimensions},
+            "reranker": reranker and {"name": reranker.name, "identity": reranker.tokenizer_identity},
+            "config": config.to_dict(),
+        }
+
+    def run(self, writer: IndexWriter, corpus: Iterable[Passage]) -> None:
+        """All steps, each from where an interrupted build left it."""
+        journal = writer.journal
+        if journal is None:
+            journal = {**self.keys, "corpus": None, "passages": 0, "chunks": 0, "sizes": {}}
+            writer.save_journal(journal)
+        else:
+            self._check_same(journal, f"the interrupted build of {writer.path}")
+        if journal["corpus"] is None:
+            journal = self._read(writer, journal, corpus)
+        else:
+            self._check_corpus(journal["corpus"], corpus, f"the interrupted build of {writer.path}")
+        stored = StoredPassages(writer.building / "segment")
+        codec = self._train(writer, stored)
+        self._encode(writer, journal, stored, codec)
+        self.progress("commit", 0, 1)
+        writer.commit(codec, corpus=journal["corpus"], **self.keys)
+        self.progress("commit", 1, 1)
+
+    def check_complete(self, writer: IndexWriter, corpus: Iterable[Passage]) -> None:
+        """Raise unless the finished index is the one that this build would make."""
+        version = writer.committed_version
+        assert version is not None
+        body = read_manifest(writer.path, version).body
+        if body["encoder"] is None:
+            raise IndexExistsError(f"{writer.path}: there is an index made from vectors; nothing to resume")
+        self._check_same(body, f"the index at {writer.path}")
+        self._check_corpus(body["corpus"], corpus, f"the index at {writer.path}")
+
+    def _check_same(self, earlier: dict[str, Any], what: str) -> None:
+        for key in ("encoder", "reranker"):
+            if earlier[key] != self.keys[key]:
+                theirs, ours = (
+                    value["name"] if value else "none" for value in (earlier[key], self.keys[key])
+                )
+                raise ModelMismatchError(
+                    f"{what} used another {key} ({theirs}; now {ours}): "
+                    "use the same, or start over with overwrite"
+                )
+        if earlier["config"] != self.keys["config"]:
+            changed = [
+                f"{section}.{key}"
+                for section, values in self.keys["config"].items()
+                for key, value in values.items()
+                if earlier["config"].get(section, {}).get(key) != value
+            ]
+            raise ConfigError(
+                f"{what} had another configuration ({', '.join(changed)}): "
+                "use the same, or start over with overwrite"
+            )
+
+    def _check_corpus(self, fingerprint: str, corpus: Iterable[Passage], what: str) -> None:
+        checked = PassageEncoder()
+        for passage in corpus:
+            checked.encode(passage)
+            if checked.count % READ_PASSAGES == 0:
+                self.progress("read", checked.count, 0)
+        if checked.fingerprint != fingerprint:
+            raise CorpusError(f"{what} was of another corpus: use the same, or start over with overwrite")
+
+    def _read(
+        self, writer: IndexWriter, journal: dict[str, Any], corpus: Iterable[Passage]
+    ) -> dict[str, Any]:
+        """Check and store every passage. Begins anew after an interruption: reading is quick."""
+        checked = PassageEncoder()
+        segment = SegmentWriter(writer.building / "segment", PASSAGE_FILES)
+        try:
+            encoded = (checked.encode(passage) for passage in corpus)
+            while rows := list(islice(encoded, READ_PASSAGES)):
+                segment.append_passages(rows)
+                self.progress("read", checked.count, 0)
+            if checked.count == 0:
+                raise CorpusError("the corpus is empty: an index needs at least one passage")
+            segment.checkpoint()
+        finally:
+            segment.close()
+        journal = {**journal, "corpus": checked.fingerprint, "passages": checked.count}
+        writer.save_journal(journal)
+        self.progress("read", checked.count, checked.count)
+        return journal
+
+    def _chunks(self, num_passages: int) -> list[range]:
+        size = self.config.index.chunk_passages
+        return [range(start, min(start + size, num_passages)) for start in range(0, num_passages, size)]
+
+    def _train(self, writer: IndexWriter, stored: StoredPassages) -> ResidualCodec:
+        """The codec, from the vectors of whole chunks drawn by the seed; those are kept, not encoded
+        again."""
+        folder, samples = writer.building / "codec", writer.building / "sample"
+        if folder.exists():
+            return ResidualCodec.load(folder)
+        samples.mkdir(exist_ok=True)
+        index, chunks = self.config.index, self._chunks(stored.count)
+        wanted = min(stored.count, 1 + int(16 * math.sqrt(120 * stored.count)), MOST_SAMPLE_PASSAGES)
+        number = math.ceil(wanted / index.chunk_passages)
+        drawn = np.random.default_rng(index.seed).choice(len(chunks), min(number, len(chunks)), replace=False)
+        total, done = sum(len(chunks[i]) for i in drawn), 0
+        for i in sorted(drawn.tolist()):
+            if not (samples / f"{i}.npz").exists():
+                self._save_sample(
+                    samples / f"{i}.npz", self._encode_chunk(stored, chunks[i], "sample", done, total)
+                )
+            done += len(chunks[i])
+        parts = [np.load(samples / f"{i}.npz")["data"] for i in sorted(drawn.tolist())]
+        sample = np.concatenate(parts)
+        del parts
+        self.progress("train", 0, 1)
+        codec = train_codec(
+            sample,
+            nbits=index.nbits,
+            num_centroids=index.centroids,
+            seed=index.seed,
+            num_tokens=len(sample) * stored.count // total,
+        )
+        temporary = writer.building / "codec.tmp"
+        temporary.mkdir(exist_ok=True)
+        codec.save(temporary)
+        sync_files(temporary)
+        os.rename(temporary, folder)
+        sync_folder(writer.building)
+        self.progress("train", 1, 1)
+        return codec
+
+    def _encode(
+        self, writer: IndexWriter, journal: dict[str, Any], stored: StoredPassages, codec: ResidualCodec
+    ) -> None:
+        """Encode, compress and append every chunk that is not there yet."""
+        files = VECTOR_FILES if self.reranker is None else (*VECTOR_FILES, *RERANKER_FILES)
+        segment = SegmentWriter(writer.building / "segment", files, journal["sizes"])
+        try:
+            for i, chunk in enumerate(self._chunks(stored.count)):
+                if i < journal["chunks"]:
+                    continue
+                sample = writer.building / "sample" / f"{i}.npz"
+                if sample.exists():
+                    kept = np.load(sample)
+                    vectors, window_offsets = Ragged(kept["data"], kept["offsets"]), kept["window_offsets"]
+                else:
+                    vectors, window_offsets = self._encode_chunk(
+                        stored, chunk, "encode", chunk.start, stored.count
+                    )
+                codes, residuals = codec.encode(vectors.data)
+                segment.append_vectors(codes, residuals, vectors.lengths, np.diff(window_offsets))
+                if self.reranker is not None:
+                    tokens = self.reranker.tokenize(self._texts(stored, chunk))
+                    if len(tokens) != len(chunk):
+                        raise ModelError(
+                            f"{self.reranker.name} tokenized {len(chunk)} passages to {len(tokens)} rows"
+                        )
+                    segment.append_reranker_tokens(tokens)
+                journal = {**journal, "chunks": i + 1, "sizes": segment.checkpoint()}
+                writer.save_journal(journal)
+                sample.unlink(missing_ok=True)
+                self.progress("encode", chunk.stop, stored.count)
+        finally:
+            segment.close()
+
+    def _texts(self, stored: StoredPassages, rows: range) -> list[str]:
+        return [passage.content(self.config.index.include_title) for passage in stored.read(rows)]
+
+    def _encode_chunk(
+        self, stored: StoredPassages, chunk: range, step: str, done: int, total: int
+    ) -> tuple[Ragged, NDArray[np.int64]]:
+        """(windows over float32 [T, D], window offsets int64 [n + 1]) of a chunk's passages."""
+        data: list[NDArray[np.float32]] = []
+        lengths: list[NDArray[np.int64]] = []
+        windows: list[NDArray[np.int64]] = []
+        for start in range(chunk.start, chunk.stop, ENCODE_PASSAGES):
+            rows = range(start, min(start + ENCODE_PASSAGES, chunk.stop))
+            vectors, offsets = self.encoder.encode_windows(
+                self._texts(stored, rows), overlap_tokens=self.config.index.window_overlap
+            )
+            check_encoded(self.encoder, vectors, offsets, len(rows))
+            data.append(vectors.data.astype(np.float32, copy=False))
+            lengths.append(vectors.lengths)
+            windows.append(np.diff(offsets))
+            self.progress(step, done + rows.stop - chunk.start, total)
+        return (
+            Ragged(np.concatenate(data), _offsets(np.concatenate(lengths))),
+            _offsets(np.concatenate(windows)),
+        )
+
+    @staticmethod
+    def _save_sample(path: Path, encoded: tuple[Ragged, NDArray[np.int64]]) -> None:
+        vectors, window_offsets = encoded
+        temporary = path.with_suffix(".tmp")
+        with open(temporary, "wb") as file:
+            np.savez(file, data=vectors.data, offsets=vectors.offsets, window_offsets=window_offsets)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+
+
+def _offsets(lengths: NDArray[np.int64]) -> NDArray[np.int64]:
+    offsets = np.zeros(len(lengths) + 1, np.int64)
+    np.cumsum(lengths, out=offsets[1:])
+    return offsets
+
+
+def _silent(step: str, done: int, total: int) -> None:
+    """Nobody watches."""

@@ -1,0 +1,116 @@
+"""Building an index from token vectors that were made elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hybrid_retrieval.codec import train_codec
+from hybrid_retrieval.config import IndexConfig, PipelineConfig, RerankerConfig
+from hybrid_retrieval.errors import ArrayError, CorpusError
+from hybrid_retrieval.ragged import Ragged
+from hybrid_retrieval.storage import IndexWriter, SegmentWriter
+from hybrid_retrieval.storage.layout import PASSAGE_FILES, VECTOR_FILES
+from hybrid_retrieval.storage.passages import encode_id
+
+UNIT_TOLERANCE = 1e-2
+BLOCK_VECTORS = 65_536
+# Vectors that the codec is trained on, at most: they bound the memory of a build over mapped arrays.
+MOST_SAMPLE_VECTORS = 2_000_000
+
+
+def build_from_vectors(
+    path: str | Path,
+    ids: Sequence[str],
+    data: NDArray[Any],
+    offsets: NDArray[np.int64],
+    *,
+    nbits: int = 2,
+    centroids: int = 0,
+    seed: int = 0,
+    overwrite: bool = False,
+) -> None:
+    """Build an index of N passages from their token vectors; each passage is one window and has no text.
+
+    ids: N unique strings. data: float16 or float32 [T, D], unit rows (to 1e-2), D a multiple of 8; it may be
+    a mapped array. offsets: int64 [N + 1]. A passage without vectors is stored and never found. Everything is
+    checked before anything is written. Raises `ArrayError`, `CorpusError` (ids), `ConfigError` (nbits,
+    centroids, seed).
+    """
+    config = PipelineConfig(
+        index=IndexConfig(nbits=nbits, centroids=centroids, seed=seed), reranker=RerankerConfig(model="none")
+    )
+    encoded_ids = check_ids(ids)
+    rows = check_unit_vectors(data, offsets)
+    if len(rows) != len(encoded_ids):
+        raise ArrayError(f"offsets describe {len(rows)} passages, but there are {len(encoded_ids)} ids")
+    chosen = np.arange(len(data))
+    if len(data) > MOST_SAMPLE_VECTORS:
+        chosen = np.sort(np.random.default_rng(seed).choice(len(data), MOST_SAMPLE_VECTORS, replace=False))
+    with IndexWriter.create(path, overwrite=overwrite) as writer:
+        try:
+            codec = train_codec(
+                np.asarray(data[chosen], np.float32),
+                nbits=nbits,
+                num_centroids=centroids,
+                seed=seed,
+                num_tokens=len(data),
+            )
+            segment = SegmentWriter(writer.building / "segment", (*PASSAGE_FILES, *VECTOR_FILES))
+            segment.append_passages((passage_id, b"", b"", b"") for passage_id in encoded_ids)
+            none = np.empty(0, np.int64)
+            for start in range(0, len(data), BLOCK_VECTORS):
+                segment.append_vectors(*codec.encode(data[start : start + BLOCK_VECTORS]), none, none)
+            no_tokens = codec.encode(np.empty((0, codec.dimensions), np.float32))
+            segment.append_vectors(*no_tokens, rows.lengths, np.ones(len(rows), np.int64))
+            segment.checkpoint()
+            segment.close()
+            writer.commit(codec, corpus=None, encoder=None, reranker=None, config=config.to_dict())
+        except BaseException:
+            writer.discard()  # there is nothing to resume: the vectors are all there
+            raise
+
+
+def check_ids(ids: Sequence[str]) -> list[bytes]:
+    """UTF-8 of unique ids. Raises `CorpusError`."""
+    if isinstance(ids, (str, bytes)):
+        raise CorpusError(f"ids must be a sequence of strings, got one {type(ids).__name__}")
+    first: dict[str, int] = {}
+    encoded = []
+    for row, passage_id in enumerate(ids):
+        encoded.append(encode_id(passage_id, f"passage {row}"))
+        if first.setdefault(passage_id, row) != row:
+            raise CorpusError(
+                f"passage {row}: the id '{passage_id}' is that of passage {first[passage_id]} already"
+            )
+    if not encoded:
+        raise CorpusError("there are no ids: an index needs at least one passage")
+    return encoded
+
+
+def check_unit_vectors(data: NDArray[Any], offsets: NDArray[np.int64]) -> Ragged:
+    """The rows of unit vectors. Raises `ArrayError` that says what was expected and what came."""
+    if not isinstance(data, np.ndarray) or data.ndim != 2 or data.dtype not in (np.float16, np.float32):
+        shape, dtype = getattr(data, "shape", None), getattr(data, "dtype", type(data).__name__)
+        raise ArrayError(f"vectors must be float16 or float32 [T, D], got {dtype} of shape {shape}")
+    if data.shape[1] == 0 or data.shape[1] % 8:
+        raise ArrayError(f"vectors must have dimensions in multiples of 8, got {data.shape[1]}")
+    rows = Ragged(data, offsets)
+    if len(data) == 0:
+        raise ArrayError("vectors must have at least one row, got none")
+    for start in range(0, len(data), BLOCK_VECTORS):
+        block = data[start : start + BLOCK_VECTORS].astype(np.float32)
+        norms = np.sqrt(np.einsum("td,td->t", block, block))
+        bad = np.flatnonzero(~(np.abs(norms - 1) <= UNIT_TOLERANCE))
+        if len(bad):
+            row, norm = start + int(bad[0]), float(norms[bad[0]])
+            if not np.isfinite(norm):
+                raise ArrayError(f"vectors must be finite: row {row} has a NaN or an infinity")
+            raise ArrayError(
+                f"vectors must be unit rows (to {UNIT_TOLERANCE}): row {row} has norm {norm:.4f}"
+            )
+    return rows

@@ -1,0 +1,50 @@
+"""What a build asks of the models, and the check of what they give."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hybrid_retrieval.errors import ModelError
+from hybrid_retrieval.ragged import Ragged
+
+
+class WindowEncoder(Protocol):
+    """What a build asks of an encoder."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def identity(self) -> str: ...
+    @property
+    def dimensions(self) -> int: ...
+    def encode_windows(
+        self, texts: list[str], overlap_tokens: int = ...
+    ) -> tuple[Ragged, NDArray[np.int64]]: ...
+
+
+class PassageTokenizer(Protocol):
+    """What a build asks of a reranker."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def tokenizer_identity(self) -> str: ...
+    def tokenize(self, texts: list[str]) -> Ragged: ...
+
+
+def check_encoded(encoder: WindowEncoder, vectors: Ragged, offsets: NDArray[np.int64], passages: int) -> None:
+    """Raise `ModelError` unless windows and offsets fit the passages and every number is finite."""
+    shape = vectors.data.shape
+    if len(shape) != 2 or shape[1] != encoder.dimensions:
+        raise ModelError(
+            f"{encoder.name} gave vectors of shape {shape}; [T, {encoder.dimensions}] was expected"
+        )
+    if len(offsets) != passages + 1 or offsets[-1] != len(vectors) or np.any(np.diff(offsets) < 1):
+        raise ModelError(
+            f"{encoder.name} gave {len(vectors)} windows for {passages} passages, not one or more for each"
+        )
+    if not np.isfinite(vectors.data).all():
+        raise ModelError(f"{encoder.name} gave a NaN or an infinity")

@@ -1,0 +1,84 @@
+"""Checkpoints as their authors publish them: what the torch backends of both stages share."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+from hybrid_retrieval.errors import ModelError, OptionalDependencyError
+from hybrid_retrieval.model_files import load_tokenizer
+
+DTYPES = ("float32", "float16", "bfloat16")
+
+
+def require(package: str, purpose: str, extra: str = "torch") -> Any:
+    """Import an optional package, or raise `OptionalDependencyError` that names its extra."""
+    if importlib.util.find_spec(package) is None:
+        raise OptionalDependencyError(package, extra, purpose)
+    return importlib.import_module(package)
+
+
+def placement(torch: Any, device: str, dtype: str) -> tuple[Any, Any]:
+    """The torch device and dtype that names stand for; `auto` is CUDA where there is one, float16 there, else float32."""
+    cuda = torch.cuda.is_available()
+    if device == "cuda" and not cuda:
+        raise ModelError("device 'cuda' was asked for, but torch sees no CUDA device: use device 'cpu' or 'auto'")
+    chosen = "cuda" if device in ("auto", "cuda") and cuda else "cpu"
+    if dtype == "auto":
+        dtype = "float16" if chosen == "cuda" else "float32"
+    if dtype not in DTYPES:
+        raise ModelError(
+            f"the torch backend runs in {', '.join(DTYPES)}, not in {dtype}: for int8 run 'hybrid-retrieval export-onnx' "
+            f"with --dtype int8 and name its folder"
+        )
+    return torch.device(chosen), getattr(torch, dtype)
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The files that hold the weights, safetensors before pickles. Raises `ModelError` where there are none."""
+    for pattern in ("*.safetensors", "pytorch_model*.bin"):
+        found = sorted(folder.glob(pattern))
+        if found:
+            return found
+    raise ModelError(f"{folder}: no weights here (expected *.safetensors or pytorch_model.bin)")
+
+
+def load_state(folder: Path) -> dict[str, Any]:
+    """All tensors of a folder by name. Pickled weights are read as tensors only; no code in them runs."""
+    torch = require("torch", f"reading {folder}")
+    state: dict[str, Any] = {}
+    for path in weight_files(folder):
+        try:
+            if path.suffix == ".safetensors":
+                state.update(require("safetensors.torch", f"reading {path}").load_file(path))
+            else:
+                state.update(torch.load(path, map_location="cpu", weights_only=True))
+        except (OSError, RuntimeError, ValueError, EOFError) as error:
+            raise ModelError(f"{path}: not readable as weights ({' '.join(str(error).split())})") from None
+    return state
+
+
+def checkpoint_tokenizer(folder: Path) -> tuple[Any, bytes]:
+    """The folder's tokenizer for the tokenizers library, and its bytes (which identify it)."""
+    path = folder / "tokenizer.json"
+    if path.exists():
+        tokenizer = load_tokenizer(path)
+    else:
+        transformers = require("transformers", f"reading the tokenizer of {folder}")
+        try:
+            tokenizer = transformers.AutoTokenizer.from_pretrained(str(folder), use_fast=True).backend_tokenizer
+        except (OSError, ValueError, AttributeError) as error:
+            raise ModelError(f"{folder}: no tokenizer can be read here ({' '.join(str(error).split())})") from None
+        tokenizer.no_padding()
+        tokenizer.no_truncation()
+    return tokenizer, tokenizer.to_str().encode("utf-8")
+
+
+def model_name(folder: Path) -> str:
+    """What to call a checkpoint: the hub's name where the folder lies in its cache, else the folder's own."""
+    for parent in folder.resolve().parents:
+        if parent.name.startswith("models--"):
+            return parent.name.removeprefix("models--").replace("--", "/")
+    return folder.resolve().name

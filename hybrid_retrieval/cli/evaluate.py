@@ -1,0 +1,65 @@
+"""`evaluate`: a collection's queries through the pipeline, and what its judgements say of the result."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+from rich.table import Table
+
+from hybrid_retrieval.cli.output import echo_json, progress_bar, table_console
+from hybrid_retrieval.cli.query import open_pipeline
+from hybrid_retrieval.corpus.dataset import Dataset
+from hybrid_retrieval.corpus.runs import write_run
+
+MEASURES = "nDCG@10 R@100 RR@10"
+
+
+@click.command()
+@click.argument("index", type=click.Path())
+@click.argument("dataset", type=click.Path())
+@click.option("--run", "run_file", type=click.Path(), help="Write the ranking to FILE as a TREC run.")
+@click.option("--measures", default=MEASURES, show_default=True, help="Names as in ir-measures.")
+@click.option("--split", default="test", show_default=True, help="Which qrels: qrels/<split>.tsv.")
+@click.option("--sample", type=int, help="Only so many queries, drawn with a fixed seed.")
+@click.option("--num-candidates", type=int, help="Passages that the reranker scores. Default: the configuration's.")
+@click.option("--no-rerank", is_flag=True, help="Stop after stage 1.")
+@click.option("--exact", is_flag=True, help="Score every passage by MaxSim instead of pruning.")
+@click.option("--config", type=click.Path(), help="Pipeline configuration. Default: the one INDEX was built with.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def evaluate(
+    index: str,
+    dataset: str,
+    run_file: str | None,
+    measures: str,
+    split: str,
+    sample: int | None,
+    num_candidates: int | None,
+    no_rerank: bool,
+    exact: bool,
+    config: str | None,
+    as_json: bool,
+) -> None:
+    """Run the queries of DATASET (a BEIR folder) against INDEX and measure the rankings."""
+    from hybrid_retrieval.evaluation.measures import parse_measures
+    from hybrid_retrieval.evaluation.runner import run_dataset
+
+    wanted = parse_measures(measures)
+    collection = Dataset.open(dataset, split=split)
+    pipeline = open_pipeline(index, config, exact=exact, rerank=not no_rerank)
+    with progress_bar(quiet=as_json) as progress:
+        result = run_dataset(
+            pipeline, collection, wanted, sample=sample, num_candidates=num_candidates, progress=progress
+        )
+    if run_file:
+        write_run(Path(run_file), result.run, tag="hybrid_retrieval")
+    if as_json:
+        echo_json({"measures": result.measures, "queries": result.queries, "latency_ms": result.latency_ms})
+        return
+    table = Table(box=None, pad_edge=False, show_header=False)
+    for name, value in result.measures.items():
+        table.add_row(name, f"{value:.4f}")
+    table.add_row("queries", f"{result.queries:,}")
+    for stage, figures in result.latency_ms.items():
+        table.add_row(f"{stage} p50 / p95", f"{figures['p50']:.1f} / {figures['p95']:.1f} ms")
+    table_console().print(table)

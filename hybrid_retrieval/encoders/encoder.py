@@ -1,0 +1,205 @@
+"""`Encoder`: queries and passages to unit token vectors, as the checkpoint's convention says."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hybrid_retrieval.batching import pad, plan_batches
+from hybrid_retrieval.corpus.chunker import split_windows
+from hybrid_retrieval.encoders.backend import EncoderBackend
+from hybrid_retrieval.encoders.convention import EncodingConvention, Side
+from hybrid_retrieval.encoders.loading import load_parts
+from hybrid_retrieval.errors import InputError, ModelError, QueryError
+from hybrid_retrieval.model_files import resolve
+from hybrid_retrieval.ragged import Ragged
+
+logger = logging.getLogger(__name__)
+
+Float32 = NDArray[np.float32]
+
+MAX_QUERY_CHARACTERS = 10_000
+CACHED_QUERIES = 1024
+
+
+class Encoder:
+    """A ColBERT encoder. Safe to share between threads.
+
+    name: what the model calls itself. dimensions: D. identity: SHA-256 (hex) over what determines the vectors (weights,
+    tokenizer, convention), not over the backend or device. convention: markers, limits, skipped tokens.
+    """
+
+    def __init__(
+        self,
+        *,
+        name: str,
+        identity: str,
+        dimensions: int,
+        convention: EncodingConvention,
+        tokenizer: Any,
+        backend: EncoderBackend,
+        batch_tokens: int = 4096,
+    ) -> None:
+        self.name, self.identity, self.dimensions, self.convention = name, identity, dimensions, convention
+        self._tokenizer, self._backend, self._batch_tokens = tokenizer, backend, batch_tokens
+        self._cache: OrderedDict[str, Float32] = OrderedDict()
+        self._lock = threading.Lock()
+        self._warned = False
+
+    @classmethod
+    def load(
+        cls,
+        model: str = "embedded",
+        *,
+        revision: str | None = None,
+        backend: Literal["auto", "onnx", "torch"] = "auto",
+        device: Literal["auto", "cpu", "cuda"] = "auto",
+        dtype: Literal["auto", "float32", "float16", "bfloat16", "int8"] = "auto",
+        threads: int = 0,
+        batch_tokens: int = 4096,
+    ) -> Encoder:
+        """Load `embedded`, a folder (Stanford, PyLate, sentence-transformers or an ONNX export) or a hub id.
+
+        dtype: `auto` is float16 on CUDA and float32 on a CPU; an ONNX folder keeps its own. threads: on a CPU, 0 takes
+        every core. batch_tokens: padded tokens in one forward pass. Raises `ModelNotFoundError`, `ModelError`, or
+        `OptionalDependencyError` where the model needs torch.
+        """
+        parts = load_parts(
+            resolve(model, revision), backend=backend, device=device, dtype=dtype, threads=threads
+        )
+        return cls(**parts, batch_tokens=batch_tokens)
+
+    @property
+    def max_passage_tokens(self) -> int:
+        """Tokens of one window of a passage, markers included."""
+        return self.convention.passage.max_tokens
+
+    def encode_query(self, text: str) -> Float32:
+        """One query: float32 [Lq, D]. The last queries' vectors are remembered (read-only arrays)."""
+        with self._lock:
+            found = self._cache.get(text)
+            if found is not None:
+                self._cache.move_to_end(text)
+                return found
+        vectors = self.encode_queries([text]).data
+        vectors.flags.writeable = False
+        with self._lock:
+            self._cache[text] = vectors
+            while len(self._cache) > CACHED_QUERIES:
+                self._cache.popitem(last=False)
+        return vectors
+
+    def encode_queries(self, texts: Sequence[str]) -> Ragged:
+        """One row a query, over unit float32 vectors [T, D].
+
+        A query over the checkpoint's limit is cut there, as the convention says, with a warning. Raises `QueryError` for
+        an empty query or one of more than 10,000 characters.
+        """
+        rows, masks = [], []
+        for text in texts:
+            check_query(text)
+            ids = self._query_ids(text)
+            attended = len(ids)
+            expansion = self.convention.query.expansion
+            if expansion is not None:
+                ids = ids + [expansion.token_id] * (expansion.length - len(ids))
+                attended = len(ids) if expansion.attend else attended
+            rows.append(ids)
+            masks.append(attended)
+        return self._encode(rows, masks, self.convention.query, "query")
+
+    def encode_passages(self, texts: Sequence[str]) -> Ragged:
+        """One row a passage, over unit float32 vectors [T, D]; a long passage's row holds all of its windows."""
+        windows, offsets = self.encode_windows(texts)
+        return Ragged(windows.data, windows.offsets[offsets])
+
+    def encode_windows(self, texts: Sequence[str], overlap_tokens: int = 32) -> tuple[Ragged, NDArray[np.int64]]:
+        """One row a window, and int64 [N + 1]: the windows of passage i are rows offsets[i] to offsets[i + 1].
+
+        A passage within the limit is one window; a longer one is split on sentence or word bounds, neighbours sharing
+        up to `overlap_tokens`. Raises `InputError` for a passage without text.
+        """
+        side = self.convention.passage
+        rows: list[list[int]] = []
+        counts = []
+        for text in texts:
+            windows = self._windows(text, overlap_tokens)
+            rows.extend(side.wrap(window) for window in windows)
+            counts.append(len(windows))
+        offsets = np.zeros(len(counts) + 1, np.int64)
+        np.cumsum(counts, out=offsets[1:])
+        return self._encode(rows, [len(row) for row in rows], side, "passage window"), offsets
+
+    def tokens(self, text: str, side: Literal["query"]) -> list[str]:
+        """The pieces of a query that its vectors stand for, aligned with `encode_query`."""
+        ids = self._query_ids(text)
+        expansion = self.convention.query.expansion
+        if expansion is not None:
+            ids = ids + [expansion.token_id] * (expansion.length - len(ids))
+        return self._pieces(ids, self.convention.query)
+
+    def window_tokens(self, text: str, overlap_tokens: int = 32) -> list[list[str]]:
+        """The pieces of a passage that its vectors stand for, one list a window, aligned with `encode_windows`."""
+        side = self.convention.passage
+        return [self._pieces(side.wrap(window), side) for window in self._windows(text, overlap_tokens)]
+
+    def _pieces(self, ids: list[int], side: Side) -> list[str]:
+        skipped = set(side.skip_ids)
+        return [self._tokenizer.id_to_token(token) for token in ids if token not in skipped]
+
+    def _query_ids(self, text: str) -> list[int]:
+        side = self.convention.query
+        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
+        if len(ids) > side.room:
+            if not self._warned:
+                self._warned = True
+                logger.warning(
+                    "a query of %d tokens was cut to the %d that %s reads; further ones are cut without a word",
+                    len(ids),
+                    side.room,
+                    self.name,
+                )
+            ids = ids[: side.room]
+        return side.wrap(ids)
+
+    def _windows(self, text: str, overlap_tokens: int) -> list[list[int]]:
+        if not text.strip():
+            raise InputError("a passage without text cannot be encoded")
+        encoding = self._tokenizer.encode(text, add_special_tokens=False)
+        spans = split_windows(text, encoding.offsets, self.convention.passage.room, overlap_tokens)
+        return [encoding.ids[start:end] for start, end in spans]
+
+    def _encode(self, rows: list[list[int]], attended: list[int], side: Side, what: str) -> Ragged:
+        """Token vectors of rows of ids, of which the first `attended[i]` are seen by attention."""
+        skip = np.array(side.skip_ids, np.int64)
+        kept = [~np.isin(row, skip) for row in rows]
+        offsets = np.zeros(len(rows) + 1, np.int64)
+        np.cumsum([keep.sum() for keep in kept], out=offsets[1:])
+        data = np.empty((int(offsets[-1]), self.dimensions), np.float32)
+        for batch in plan_batches([len(row) for row in rows], self._batch_tokens):
+            ids, mask = pad([rows[i] for i in batch], self.convention.pad_id)
+            for line, i in enumerate(batch):
+                mask[line, attended[i] :] = 0
+            vectors = self._backend.forward(ids, mask)
+            for line, i in enumerate(batch):
+                chosen = vectors[line, : len(rows[i])][kept[i]]
+                if not np.isfinite(chosen).all():
+                    raise ModelError(f"{self.name} gave a NaN or infinite vector for {what} {i} of {len(rows)}")
+                data[offsets[i] : offsets[i + 1]] = chosen
+        return Ragged(data, offsets)
+
+
+def check_query(text: str) -> None:
+    """Raise `QueryError` for a query that is empty or absurdly long."""
+    if not isinstance(text, str):
+        raise QueryError(f"a query must be a string, got {type(text).__name__}")
+    if not text.strip():
+        raise QueryError("the query is empty: give at least one word")
+    if len(text) > MAX_QUERY_CHARACTERS:
+        raise QueryError(f"the query has {len(text):,} characters; at most {MAX_QUERY_CHARACTERS:,} are taken")

@@ -1,0 +1,49 @@
+"""From a model's folder to the parts of an `Encoder`: which backend reads it, and with which convention."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from hybrid_retrieval.encoders.backend import OnnxEncoderBackend
+from hybrid_retrieval.encoders.convention import EncodingConvention
+from hybrid_retrieval.errors import ModelError
+from hybrid_retrieval.model_files import fingerprint, load_tokenizer
+from hybrid_retrieval.onnx_files import read_description
+
+
+def load_parts(folder: Path, *, backend: str, device: str, dtype: str, threads: int) -> dict[str, Any]:
+    """The keyword arguments of `Encoder`, but for `batch_tokens`."""
+    is_onnx = (folder / "encoder.json").exists()
+    if backend == "onnx" and not is_onnx:
+        raise ModelError(
+            f"{folder} has no encoder.json, so the onnx backend cannot read it: run "
+            f"'hybrid-retrieval export-onnx {folder} FOLDER' once and name FOLDER, or use backend 'torch'"
+        )
+    if backend == "torch" and is_onnx:
+        raise ModelError(f"{folder} is an ONNX export, which backend 'torch' cannot read: use backend 'onnx'")
+    if is_onnx:
+        return _onnx_parts(folder, device=device, dtype=dtype, threads=threads)
+    from hybrid_retrieval.encoders.torch_backend import torch_parts
+
+    return torch_parts(folder, device=device, dtype=dtype, threads=threads)
+
+
+def _onnx_parts(folder: Path, *, device: str, dtype: str, threads: int) -> dict[str, Any]:
+    description = read_description(folder, "encoder")
+    own = description.get("dtype", "int8")
+    if dtype not in ("auto", own):
+        raise ModelError(f"{folder} was exported in {own} and cannot run in {dtype}: use dtype 'auto' or export it again")
+    graph, tokenizer = folder / description["graph"], folder / description["tokenizer"]
+    convention = EncodingConvention.from_dict(description, str(folder / "encoder.json"))
+    dimensions = int(description["dimensions"])
+    weights = [graph, *sorted(folder.glob("*.bin")), *sorted(folder.glob("*.onnx.data"))]
+    identity = description.get("identity") or fingerprint([*weights, tokenizer], convention.to_dict(), dimensions)
+    return {
+        "name": description["name"],
+        "identity": identity,
+        "dimensions": dimensions,
+        "convention": convention,
+        "tokenizer": load_tokenizer(tokenizer),
+        "backend": OnnxEncoderBackend(graph, threads=threads, device="cpu" if device == "auto" else device),
+    }

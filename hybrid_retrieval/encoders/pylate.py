@@ -1,0 +1,82 @@
+"""PyLate and sentence-transformers multi-vector folders (`modules.json`), read through `MultiVectorEncoder`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from hybrid_retrieval.checkpoints import require, weight_files
+from hybrid_retrieval.encoders.convention import EncodingConvention, Expansion, Side
+from hybrid_retrieval.errors import ModelError
+
+DEFAULT_QUERY_TOKENS = 32
+DEFAULT_PASSAGE_TOKENS = 180
+
+
+def load_pylate(folder: Path) -> tuple[Any, Any, EncodingConvention, Any, list[Any]]:
+    """A trunk (transformers model), its projection (torch module), the convention, the tokenizer, what identifies them.
+
+    Prompts become marker ids, `query_expansion` and the scoring mask's skip list become the convention. What cannot be
+    expressed in it is a `ModelError`, never another encoding in silence.
+    """
+    torch = require("torch", f"the checkpoint {folder}")
+    library = require("sentence_transformers", f"the checkpoint {folder}")
+    try:
+        model = library.MultiVectorEncoder(str(folder), device="cpu", local_files_only=True)
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError, AttributeError) as error:
+        raise ModelError(f"{folder}: sentence-transformers cannot read it ({' '.join(str(error).split())})") from None
+    first, rest = model[0], list(model)[1:]
+    dense = [module for module in rest if type(module).__name__ == "Dense"]
+    masks = [module for module in rest if type(module).__name__ == "MultiVectorMask"]
+    other = [type(module).__name__ for module in rest if type(module).__name__ not in ("Dense", "MultiVectorMask", "Normalize")]
+    if other or not dense:
+        raise ModelError(f"{folder}: expected a transformer and dense projections, got also {', '.join(other) or 'no Dense'}")
+    layers = [layer for module in dense for layer in (module.linear, module.activation_function)]
+    if masks and (masks[0].keep_only_token_ids is not None or list(masks[0].skiplist_tasks) != ["document"]):
+        raise ModelError(f"{folder}: its MultiVectorMask has settings that this release does not know")
+    tokenizer = model.tokenizer.backend_tokenizer
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    expansion = first.query_expansion
+    filling = model.tokenizer.mask_token if expansion is None else expansion.get("token") or model.tokenizer.mask_token
+    prompts = model.prompts
+    limit = first.max_seq_length
+    query_tokens = first.query_length or limit or DEFAULT_QUERY_TOKENS
+    if expansion is not None and expansion["strategy"] == "fixed":  # the other strategy, `min`, is a floor only
+        query_tokens = expansion["length"]
+    query = _markers(tokenizer, prompts.get("query") or "", folder)
+    passage = _markers(tokenizer, prompts.get("document") or "", folder)
+    words = masks[0].skiplist_words if masks else []
+    known = [tokenizer.token_to_id(word) for word in words]
+    convention = EncodingConvention(
+        query=Side(
+            *query,
+            max_tokens=int(query_tokens),
+            expansion=expansion
+            and Expansion(tokenizer.token_to_id(filling), int(expansion["length"]), bool(expansion.get("attend", False))),
+        ),
+        passage=Side(
+            *passage,
+            max_tokens=int(first.document_length or limit or DEFAULT_PASSAGE_TOKENS),
+            skip_ids=tuple(sorted({token for token in known if token is not None})),
+        ),
+        pad_id=int(model.tokenizer.pad_token_id or 0),
+    )
+    trunk = getattr(first, "auto_model", None) or first.model
+    files = [path for part in (folder, *sorted(folder.glob("*_Dense"))) for path in weight_files(part)]
+    return trunk, torch.nn.Sequential(*layers), convention, tokenizer, [files, tokenizer.to_str().encode()]
+
+
+def _markers(tokenizer: Any, prompt: str, folder: Path) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The ids that stand before and after a text that is tokenised behind `prompt`."""
+    markers = set()
+    for text in ("hello", "two words"):
+        whole = list(tokenizer.encode(prompt + text, add_special_tokens=True).ids)
+        own = list(tokenizer.encode(text, add_special_tokens=False).ids)
+        starts = [at for at in range(len(whole)) if whole[at : at + len(own)] == own]
+        if not starts:
+            raise ModelError(f"{folder}: the prompt '{prompt}' changes how the text behind it is tokenised")
+        markers.add((tuple(whole[: starts[-1]]), tuple(whole[starts[-1] + len(own) :])))
+    if len(markers) != 1:
+        raise ModelError(f"{folder}: the prompt '{prompt}' gives other markers for other texts")
+    return markers.pop()

@@ -1,0 +1,53 @@
+"""Stanford ColBERT checkpoints: a BERT-like trunk, one linear projection, `artifact.metadata`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from hybrid_retrieval.checkpoints import checkpoint_tokenizer, load_state, require, weight_files
+from hybrid_retrieval.encoders.convention import EncodingConvention, stanford_convention
+from hybrid_retrieval.errors import ModelError
+from hybrid_retrieval.model_files import read_json
+
+WORDS = "embeddings.word_embeddings.weight"
+
+
+def load_stanford(folder: Path) -> tuple[Any, Any, EncodingConvention, Any, list[Any]]:
+    """A trunk (transformers model), its projection (torch Linear), the convention, the tokenizer, what identifies them.
+
+    colbert-ai names the trunk after its family (`bert.`, `roberta.`, ...) and the projection `linear`.
+    """
+    torch = require("torch", f"the ColBERT checkpoint {folder}")
+    transformers = require("transformers", f"the ColBERT checkpoint {folder}")
+    metadata = read_json(folder / "artifact.metadata") if (folder / "artifact.metadata").exists() else {}
+    tokenizer, tokenizer_bytes = checkpoint_tokenizer(folder)
+    convention = stanford_convention(
+        metadata,
+        tokenizer.token_to_id,
+        lambda text: list(tokenizer.encode(text, add_special_tokens=False).ids),
+        str(folder),
+    )
+    state = load_state(folder)
+    projection = state.pop("linear.weight", None)
+    prefix = next((name.removesuffix(WORDS) for name in state if name.endswith(WORDS)), None)
+    if projection is None or prefix is None:
+        missing = "linear.weight" if projection is None else f"...{WORDS}"
+        raise ModelError(f"{folder}: not a ColBERT checkpoint (it has no tensor {missing})")
+    try:
+        config = transformers.AutoConfig.from_pretrained(str(folder))
+        trunk = transformers.AutoModel.from_config(config)
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(f"{folder}: its config.json is not usable ({' '.join(str(error).split())})") from None
+    own = {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
+    lost = [name for name in trunk.load_state_dict(own, strict=False).missing_keys if not _unused(name)]
+    if lost:
+        raise ModelError(f"{folder}: {len(lost)} weights are missing, first {lost[0]}")
+    linear = torch.nn.Linear(projection.shape[1], projection.shape[0], bias=False)
+    linear.weight.data = projection.float()
+    return trunk, linear, convention, tokenizer, [weight_files(folder), tokenizer_bytes]
+
+
+def _unused(name: str) -> bool:
+    """Weights that token vectors do not depend on, which checkpoints may leave out."""
+    return name.startswith("pooler.") or "position_ids" in name or "token_type_ids" in name

@@ -1,0 +1,117 @@
+"""Evaluation measures by the field's names: `nDCG@10`, `R@100`, `RR@10`, computed by ir-measures."""
+
+from __future__ import annotations
+
+import difflib
+import logging
+import math
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from hybrid_retrieval.errors import ConfigError
+
+DEFAULT_MEASURES = "nDCG@10 R@100 RR@10"
+# Names end at white space or commas, but not inside the parentheses of parameters: "P(rel=2,
+# judged_only=True)@5".
+_SEPARATOR = re.compile(r"[\s,]+(?![^(]*\))")
+_EXAMPLES = "nDCG@10, R@100, RR@10, AP, P@5, Success@1"
+
+
+def parse_measures(text: str) -> list[Any]:
+    """Names separated by white space or commas to ir-measures' values; `str()` of one gives its name back.
+
+    A name given twice counts once. Raises `ConfigError` for no name, an unknown one (it names the nearest
+    known), an impossible cut-off or parameter, and measures that need a package beyond ir-measures' own.
+    """
+    measures: list[Any] = []
+    for name in _SEPARATOR.split(text.strip()):
+        if name and (measure := _parse(name)) not in measures:
+            measures.append(measure)
+    if not measures:
+        raise ConfigError(f"no measure named; expected one or more, such as {_EXAMPLES}")
+    return measures
+
+
+def evaluate(
+    run: Mapping[str, Mapping[str, float]],
+    qrels: Mapping[str, Mapping[str, int]],
+    measures: str | Sequence[Any],
+) -> dict[str, float]:
+    """Each measure's mean over all queries of the qrels: one that the run skipped counts as 0.
+
+    run: query id -> passage id -> score. It is ordered by score, ties as the run lists them, whichever tie
+    rule a measure's own implementation has. measures: text, or what `parse_measures` gave.
+    """
+    values = per_query(run, qrels, measures)
+    return {name: math.fsum(scores.values()) / len(qrels) for name, scores in values.items()}
+
+
+def per_query(
+    run: Mapping[str, Mapping[str, float]],
+    qrels: Mapping[str, Mapping[str, int]],
+    measures: str | Sequence[Any],
+) -> dict[str, dict[str, float]]:
+    """measure -> query id -> value, for every query of the qrels, in their order. Arguments as for
+    `evaluate`."""
+    ir_measures = _ir_measures()
+    if not qrels:
+        raise ConfigError("no judgements to measure by: the qrels are empty")
+    wanted = parse_measures(measures) if isinstance(measures, str) else list(measures)
+    values: dict[str, dict[str, float]] = {str(measure): dict.fromkeys(qrels, 0.0) for measure in wanted}
+    ranked = {query_id: _by_rank(scores) for query_id, scores in run.items() if query_id in qrels and scores}
+    judged = {query_id: dict(qrels[query_id]) for query_id in ranked}
+    if ranked:
+        for metric in ir_measures.iter_calc(wanted, judged, ranked):
+            values[str(metric.measure)][metric.query_id] = float(metric.value)
+    return values
+
+
+def _by_rank(scores: Mapping[str, float]) -> dict[str, float]:
+    """The same order with scores that no two passages share: implementations break ties each in their own
+    way."""
+    ordered = sorted(scores, key=lambda passage_id: -scores[passage_id])
+    return {passage_id: float(len(ordered) - place) for place, passage_id in enumerate(ordered)}
+
+
+def _parse(name: str) -> Any:
+    ir_measures = _ir_measures()
+    try:
+        measure = ir_measures.parse_measure(name)
+    except NameError:
+        base = re.split(r"[@(]", name)[0]
+        known: dict[str, str] = {}
+        for registered in ir_measures.measures.registry:  # "nDCG" comes before its alias "NDCG"
+            known.setdefault(registered.lower(), registered)
+        near = difflib.get_close_matches(base.lower(), list(known), n=1, cutoff=0.5)
+        hint = f"known are, for example, {_EXAMPLES}"
+        if near:
+            hint = f"did you mean '{known[near[0]]}{name[len(base) :]}'?"
+        raise ConfigError(f"unknown measure '{name}'; {hint}") from None
+    except (ValueError, SyntaxError, TypeError, AssertionError, KeyError):
+        raise ConfigError(
+            f"malformed measure '{name}'; expected a form like {_EXAMPLES}, P(rel=2)@5"
+        ) from None
+    cutoff = measure.params.get("cutoff")
+    if cutoff is not None and (isinstance(cutoff, bool) or not isinstance(cutoff, int) or cutoff < 1):
+        raise ConfigError(f"measure '{name}': the cut-off must be a whole number of at least 1, got {cutoff}")
+    try:
+        supported = ir_measures.DefaultPipeline.supports(measure)
+    except AssertionError:
+        raise ConfigError(f"measure '{name}' lacks a parameter; expected a form like {_EXAMPLES}") from None
+    if not supported:
+        raise ConfigError(
+            f"measure '{name}' needs a package that ir-measures does not bring; use {_EXAMPLES}"
+        )
+    return measure
+
+
+def _ir_measures() -> Any:
+    import ir_measures
+
+    # Importing it attaches a handler that would print its records a second time beside the caller's own
+    # logging.
+    logger = logging.getLogger("ir_measures")
+    for handler in list(logger.handlers):
+        logger.removeHandler(handler)
+    return ir_measures

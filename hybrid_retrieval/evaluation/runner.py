@@ -1,0 +1,119 @@
+"""A collection's queries through a pipeline: the run, its measures, and how long each stage took."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+from hybrid_retrieval.corpus.dataset import Dataset
+from hybrid_retrieval.corpus.queries import Qrels
+from hybrid_retrieval.corpus.runs import Run
+from hybrid_retrieval.errors import ConfigError
+from hybrid_retrieval.evaluation.measures import evaluate, parse_measures
+from hybrid_retrieval.types import Query, Ranking
+
+Progress = Callable[[str, int, int], None]
+Latency = dict[str, dict[str, float]]
+# Deep enough for the usual cut-offs of recall, whatever measures are asked for.
+MIN_DEPTH = 100
+_CHUNK = 16
+
+
+class AnswersQueries(Protocol):
+    """What is measured: `hybrid_retrieval.pipeline.Pipeline`, or anything that answers like it."""
+
+    def query_batch(
+        self, queries: Sequence[str], k: int = 10, *, num_candidates: int | None = None, rerank: bool = True
+    ) -> list[Ranking]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """run: query id -> passage id -> score, best first. measures: name -> mean. queries: how many were asked.
+    latency_ms: stage -> {"p50", "p95"} over the queries, and their sum as "total"."""
+
+    run: Run
+    measures: dict[str, float]
+    queries: int
+    latency_ms: Latency
+
+
+def run_dataset(
+    pipeline: AnswersQueries,
+    dataset: Dataset,
+    measures: str | Sequence[Any],
+    *,
+    k: int | None = None,
+    sample: int | None = None,
+    seed: int = 0,
+    num_candidates: int | None = None,
+    rerank: bool = True,
+    progress: Progress | None = None,
+) -> Evaluation:
+    """Ask every query of the dataset, or `sample` of them drawn with `seed`, and measure the rankings.
+
+    k: how deep each ranking goes; by default the deepest cut-off of the measures, and at least 100. The
+    reranker scores `num_candidates` of them, the pipeline's own number by default; stage 1's order follows
+    below those. progress: called with ("queries", done, total).
+    """
+    wanted = parse_measures(measures) if isinstance(measures, str) else list(measures)
+    queries = sampled(dataset.queries, sample, seed)
+    depth = depth_of(wanted) if k is None else k
+    if num_candidates is None:
+        num_candidates = own_candidates(pipeline)
+    rankings: list[Ranking] = []
+    for start in range(0, len(queries), _CHUNK):
+        texts = [query.text for query in queries[start : start + _CHUNK]]
+        rankings += pipeline.query_batch(texts, depth, num_candidates=num_candidates, rerank=rerank)
+        if progress is not None:
+            progress("queries", len(rankings), len(queries))
+    run = run_of(queries, rankings)
+    judged: Qrels = {query.query_id: dataset.qrels[query.query_id] for query in queries}
+    return Evaluation(run, evaluate(run, judged, wanted), len(queries), latency_of(rankings))
+
+
+def own_candidates(pipeline: Any) -> int | None:
+    """The number of candidates in the pipeline's configuration. A pipeline asked for a deep ranking would
+    otherwise rerank all of it, and figures would not be those of its everyday use."""
+    config = getattr(pipeline, "config", None)
+    return None if config is None else int(config.search.num_candidates)
+
+
+def sampled(queries: Sequence[Query], sample: int | None, seed: int = 0) -> list[Query]:
+    """All queries, or so many drawn without replacement, in their own order. Raises `ConfigError` for sample
+    < 1."""
+    if sample is not None and sample < 1:
+        raise ConfigError(f"sample must be at least 1, got {sample}")
+    if sample is None or sample >= len(queries):
+        return list(queries)
+    chosen = np.random.default_rng(seed).choice(len(queries), sample, replace=False)
+    return [queries[i] for i in np.sort(chosen)]
+
+
+def depth_of(measures: Iterable[Any]) -> int:
+    """The deepest cut-off among the measures, and at least 100."""
+    return max([MIN_DEPTH, *(measure.params.get("cutoff") or 0 for measure in measures)])
+
+
+def run_of(queries: Sequence[Query], rankings: Sequence[Ranking]) -> Run:
+    """query id -> passage id -> score, best first."""
+    return {
+        query.query_id: dict(zip(ranking.ids, map(float, ranking.scores), strict=True))
+        for query, ranking in zip(queries, rankings, strict=True)
+    }
+
+
+def latency_of(rankings: Sequence[Ranking]) -> Latency:
+    """Median and 95th percentile of each stage's milliseconds, and of their sum for a query as "total"."""
+    timings: list[Mapping[str, float]] = [ranking.timings_ms for ranking in rankings if ranking.timings_ms]
+    stages = list(dict.fromkeys(stage for timing in timings for stage in timing))
+    columns = {stage: [timing[stage] for timing in timings if stage in timing] for stage in stages}
+    if timings:
+        columns["total"] = [sum(timing.values()) for timing in timings]
+    return {
+        stage: {"p50": float(np.percentile(values, 50)), "p95": float(np.percentile(values, 95))}
+        for stage, values in columns.items()
+    }

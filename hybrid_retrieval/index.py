@@ -1,0 +1,305 @@
+"""`Index`: a folder with everything that both stages need, opened as a memory-mapped snapshot."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hybrid_retrieval.builder import (
+    PassageTokenizer,
+    Progress,
+    WindowEncoder,
+    build_from_vectors,
+    build_index,
+)
+from hybrid_retrieval.config import PipelineConfig
+from hybrid_retrieval.corpus.readers import read_corpus
+from hybrid_retrieval.corpus.records import to_passage
+from hybrid_retrieval.errors import CorpusError, ModelMismatchError
+from hybrid_retrieval.ragged import Ragged
+from hybrid_retrieval.search import Searcher
+from hybrid_retrieval.storage import Snapshot, verify
+from hybrid_retrieval.types import Passage, Ranking
+
+CONFIGURED: Final = "configured"
+
+
+class Index:
+    """One version of an index. Safe to share between threads; keeps its version whatever a writer does."""
+
+    def __init__(self, snapshot: Snapshot) -> None:
+        self._snapshot = snapshot
+        self._searcher = Searcher(snapshot)
+
+    @classmethod
+    def open(cls, path: str | Path) -> Index:
+        """The newest version. Raises `IndexNotFoundError`, `IndexVersionError` or `IndexDamagedError`."""
+        return cls(Snapshot.open(path))
+
+    @classmethod
+    def build(
+        cls,
+        corpus: str | Path | Iterable[Passage | Mapping[str, Any]],
+        path: str | Path,
+        *,
+        encoder: str | WindowEncoder = CONFIGURED,
+        reranker: str | PassageTokenizer | None = CONFIGURED,
+        nbits: int | None = None,
+        config: PipelineConfig | Mapping[str, Any] | str | Path | None = None,
+        resume: bool = False,
+        overwrite: bool = False,
+        progress: Progress | None = None,
+    ) -> Index:
+        """Build an index and open it.
+
+        corpus: a file or folder that `read_corpus` reads, or passages (`Passage`, or mappings with the keys
+        of a JSON line). encoder, reranker: a model's name, a loaded one, or by default what the configuration
+        names; reranker None stores no tokens for stage 2. nbits: instead of the configuration's. config: a
+        `PipelineConfig`, a mapping, or a YAML file. resume, overwrite, progress: see `builder.build_index`.
+        """
+        settings = _settings(config)
+        if nbits is not None:
+            settings = dataclasses.replace(settings, index=dataclasses.replace(settings.index, nbits=nbits))
+        if isinstance(encoder, str):
+            if encoder != CONFIGURED and encoder != settings.encoder.model:
+                part = dataclasses.replace(settings.encoder, model=encoder, revision=None)
+                settings = dataclasses.replace(settings, encoder=part)
+            encoder = _load_encoder(settings)
+        if isinstance(reranker, str):
+            if reranker != CONFIGURED and reranker != settings.reranker.model:
+                stage = dataclasses.replace(settings.reranker, model=reranker, revision=None)
+                settings = dataclasses.replace(settings, reranker=stage)
+            reranker = _load_reranker(settings)
+        build_index(
+            _passages(corpus),
+            path,
+            encoder=encoder,
+            reranker_tokenizer=reranker,
+            config=settings,
+            resume=resume,
+            overwrite=overwrite,
+            progress=progress,
+        )
+        return cls.open(path)
+
+    @classmethod
+    def from_vectors(
+        cls,
+        path: str | Path,
+        ids: Sequence[str],
+        data: NDArray[Any],
+        offsets: NDArray[np.int64],
+        *,
+        nbits: int = 2,
+        centroids: int = 0,
+        seed: int = 0,
+        overwrite: bool = False,
+    ) -> Index:
+        """Build an index from vectors of your own and open it.
+
+        ids: N strings. data: float16 or float32 [T, D], unit rows. offsets: int64 [N + 1]. See
+        `builder.build_from_vectors`.
+        """
+        build_from_vectors(
+            path, ids, data, offsets, nbits=nbits, centroids=centroids, seed=seed, overwrite=overwrite
+        )
+        return cls.open(path)
+
+    def search(
+        self,
+        query_vectors: NDArray[Any],
+        k: int = 10,
+        *,
+        exact: bool = False,
+        nprobe: int = 0,
+        num_candidates: int = 0,
+        threads: int = 0,
+    ) -> Ranking:
+        """The k best passages by MaxSim. query_vectors: float [Lq, D]. The rest: see `search_rows`."""
+        rows, scores = self.search_rows(
+            query_vectors, k=k, exact=exact, nprobe=nprobe, num_candidates=num_candidates, threads=threads
+        )
+        passages = tuple(self._snapshot.passage(row) for row in rows.tolist())
+        return Ranking(
+            ids=tuple(passage.passage_id for passage in passages),
+            scores=scores,
+            retrieval_scores=scores,
+            retrieval_ranks=np.arange(1, len(rows) + 1, dtype=np.int64),
+            passages=passages,
+        )
+
+    def search_rows(
+        self,
+        query_vectors: NDArray[Any],
+        *,
+        k: int,
+        exact: bool = False,
+        nprobe: int = 0,
+        num_candidates: int = 0,
+        threads: int = 0,
+    ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """(rows int64 [n], MaxSim float32 [n]), best first, ties by row; n is k or the number of passages.
+
+        exact: score every passage. nprobe: centroids that each query token probes. num_candidates: passages
+        that survive pruning. 0 chooses both from k. threads: 0 means every core. Raises `QueryError`,
+        `ArrayError`.
+        """
+        return self._searcher.search(
+            query_vectors, k=k, exact=exact, nprobe=nprobe, num_candidates=num_candidates, threads=threads
+        )
+
+    def verify(self) -> list[str]:
+        """Read all of the newest version and return what is wrong with it."""
+        return self.verify_path(self.path)
+
+    @staticmethod
+    def verify_path(path: str | Path) -> list[str]:
+        """`verify` for an index that may be too damaged to open. Raises `IndexNotFoundError` where there is
+        none."""
+        return verify(path)
+
+    def check_encoder(self, identity: str, name: str) -> None:
+        """Raise `ModelMismatchError` where the index was built with another encoder. One made from vectors
+        takes any."""
+        built = self._snapshot.encoder
+        if built is not None and built["identity"] != identity:
+            same = " (same name, other weights or settings)" if built["name"] == name else ""
+            raise ModelMismatchError(
+                f"{self.path} was built with the encoder '{built['name']}', not with '{name}'{same}: "
+                "query it with that one, or build the index anew"
+            )
+
+    def info(self) -> dict[str, Any]:
+        """What the index holds."""
+        codec = self._snapshot.codec
+        return {
+            "passages": self.passages,
+            "windows": self._snapshot.num_windows,
+            "tokens": self.tokens,
+            "bytes": self.bytes,
+            "nbits": self.nbits,
+            "dimensions": self.dimensions,
+            "centroids": codec.num_centroids,
+            "encoder": self.encoder,
+            "reranker": self._snapshot.reranker and self._snapshot.reranker["name"],
+            "version": self.version,
+        }
+
+    @property
+    def path(self) -> Path:
+        """The folder."""
+        return self._snapshot.path
+
+    @property
+    def passages(self) -> int:
+        """Number of passages."""
+        return self._snapshot.num_passages
+
+    @property
+    def tokens(self) -> int:
+        """Number of token vectors."""
+        return self._snapshot.num_tokens
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of all files of this version."""
+        return self._snapshot.manifest.num_bytes
+
+    @property
+    def nbits(self) -> int:
+        """Bits a dimension of the residuals."""
+        return self._snapshot.codec.nbits
+
+    @property
+    def dimensions(self) -> int:
+        """D of the token vectors."""
+        return self._snapshot.dimensions
+
+    @property
+    def version(self) -> int:
+        """Number of the version: 1 for a new index."""
+        return self._snapshot.manifest.version
+
+    @property
+    def encoder(self) -> str | None:
+        """Name of the encoder; None for an index made from vectors."""
+        return None if self._snapshot.encoder is None else str(self._snapshot.encoder["name"])
+
+    @property
+    def reranker_tokenizer(self) -> str | None:
+        """Identity of the tokenizer behind `reranker_tokens`, or None."""
+        return None if self._snapshot.reranker is None else str(self._snapshot.reranker["identity"])
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The configuration that the index was built with."""
+        config: dict[str, Any] = self._snapshot.manifest.body["config"]
+        return config
+
+    @property
+    def include_title(self) -> bool:
+        """Whether the models read titles."""
+        return bool(self.config["index"]["include_title"])
+
+    @property
+    def window_overlap(self) -> int:
+        """Tokens that neighbouring windows of a long passage share."""
+        return int(self.config["index"]["window_overlap"])
+
+    def row_of(self, passage_id: str) -> int | None:
+        """The row of an id, or None."""
+        return self._snapshot.row_of(passage_id)
+
+    def passage(self, row: int) -> Passage:
+        """The passage of a row."""
+        return self._snapshot.passage(row)
+
+    def token_vectors(self, row: int) -> list[NDArray[np.float32]]:
+        """Decoded unit vectors of a row: one float32 [Ld, D] a window."""
+        return self._snapshot.token_vectors(row)
+
+    def reranker_tokens(self, rows: NDArray[np.int64]) -> Ragged | None:
+        """The reranker's tokens (int32, no specials, uncut) of rows; None where the index holds none."""
+        return self._snapshot.reranker_tokens(rows)
+
+
+def _settings(config: PipelineConfig | Mapping[str, Any] | str | Path | None) -> PipelineConfig:
+    if config is None:
+        return PipelineConfig()
+    if isinstance(config, PipelineConfig):
+        return config
+    return (
+        PipelineConfig.load(config) if isinstance(config, (str, Path)) else PipelineConfig.from_dict(config)
+    )
+
+
+def _passages(corpus: str | Path | Iterable[Passage | Mapping[str, Any]]) -> Iterator[Passage]:
+    if isinstance(corpus, (str, Path)):
+        yield from read_corpus(corpus)
+        return
+    for row, passage in enumerate(corpus):
+        if isinstance(passage, Passage):
+            yield passage
+        elif isinstance(passage, Mapping):
+            yield to_passage(passage, f"passage {row}")
+        else:
+            raise CorpusError(f"passage {row}: expected a Passage or a mapping, got {type(passage).__name__}")
+
+
+def _load_encoder(settings: PipelineConfig) -> WindowEncoder:
+    from hybrid_retrieval.encoders import Encoder
+
+    return Encoder.load(**dataclasses.asdict(settings.encoder))
+
+
+def _load_reranker(settings: PipelineConfig) -> PassageTokenizer | None:
+    if settings.reranker.model == "none":
+        return None
+    from hybrid_retrieval.rerankers import Reranker
+
+    return Reranker.load(**dataclasses.asdict(settings.reranker))

@@ -1,0 +1,126 @@
+"""Where a model's name leads: `embedded`, a local folder, or a hub id; and what kind of model a folder holds."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import json
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Literal
+
+from hybrid_retrieval.errors import InputError, ModelError, ModelNotFoundError
+
+Kind = Literal["encoder", "reranker"]
+
+EMBEDDED = "embedded"
+EMBEDDED_FOLDER = Path(__file__).parent / "models" / "embedded"
+
+# What either stage may read of a checkpoint: never pickled code, never other frameworks' weights beside safetensors.
+HUB_PATTERNS = ["*.json", "*.safetensors", "*.bin", "*.txt", "*.model", "*.metadata", "*.onnx", "*.gz"]
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+
+
+def resolve(model: str, revision: str | None = None) -> Path:
+    """The folder of a model.
+
+    model: `embedded`, an existing folder, or a hub id `owner/name` (with an optional revision), which is looked up in
+    the local cache first and then downloaded. Raises `ModelNotFoundError` with a line that says how to get it.
+    """
+    if model == EMBEDDED:
+        return EMBEDDED_FOLDER
+    if Path(model).is_dir():
+        return Path(model)
+    if not _HUB_ID.fullmatch(model) or Path(model).exists():
+        raise ModelNotFoundError(
+            f"no model '{model}': expected 'embedded', an existing folder, or a hub id such as 'owner/name'"
+        )
+    try:
+        return _snapshot(model, revision, local=True)
+    except (OSError, ValueError):
+        pass  # not in the cache: ask the hub
+    try:
+        return _snapshot(model, revision, local=False)
+    except (OSError, ValueError, RuntimeError) as error:
+        reason = type(error).__name__
+        wanted = f" --revision {revision}" if revision else ""
+        raise ModelNotFoundError(
+            f"no model '{model}': not a folder, not in the local cache, and the hub did not give it ({reason}). On a "
+            f"connected machine run 'hf download {model}{wanted} --local-dir FOLDER', then name that folder"
+        ) from None
+
+
+def is_local(model: str) -> bool:
+    """Whether `resolve` would find the model without a network."""
+    if model == EMBEDDED or Path(model).is_dir():
+        return True
+    try:
+        return any(_snapshot(model, None, local=True).iterdir())
+    except (OSError, ValueError):
+        return False
+
+
+def kind_of(folder: Path) -> Kind:
+    """What a folder holds. Raises `InputError` where neither an encoder nor a reranker can be recognised."""
+    if (folder / "encoder.json").exists() and (folder / "reranker.json").exists():
+        raise InputError(f"{folder} holds an encoder and a reranker: say which with --kind")
+    if (folder / "encoder.json").exists() or (folder / "artifact.metadata").exists():
+        return "encoder"
+    if (folder / "reranker.json").exists():
+        return "reranker"
+    names = read_json(folder / "config.json").get("architectures") or [] if (folder / "config.json").exists() else []
+    if any(name.endswith("ForSequenceClassification") for name in names):
+        return "reranker"
+    if (folder / "modules.json").exists() or "HF_ColBERT" in names:
+        return "encoder"
+    raise InputError(
+        f"{folder}: neither a ColBERT encoder (artifact.metadata, modules.json or encoder.json) nor a sequence classifier "
+        f"(config.json with an architecture ...ForSequenceClassification, or reranker.json)"
+    )
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object of a model's folder. Raises `ModelError` that names the file."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ModelError(f"{path}: no such file") from None
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{path}: not a readable JSON file ({error})") from None
+    if not isinstance(value, dict):
+        raise ModelError(f"{path}: expected a JSON object, got {type(value).__name__}")
+    return value
+
+
+def load_tokenizer(path: Path) -> Any:
+    """A `tokenizers.Tokenizer` without padding or truncation. It is then never changed, so threads may share it."""
+    from tokenizers import Tokenizer
+
+    try:
+        text = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+        tokenizer = Tokenizer.from_str(text.decode("utf-8"))
+    except FileNotFoundError:
+        raise ModelError(f"{path}: no such tokenizer file") from None
+    except Exception as error:  # the library raises bare Exception for a file that it cannot read
+        raise ModelError(f"{path}: not a readable tokenizer ({error})") from None
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    return tokenizer
+
+
+def fingerprint(files: Iterable[Path], *facts: Any) -> str:
+    """SHA-256 (hex) over the contents of files, in the given order, and over facts that JSON can hold."""
+    digest = hashlib.sha256(json.dumps(facts, sort_keys=True, ensure_ascii=False).encode())
+    for path in files:
+        with path.open("rb") as stream:
+            digest.update(path.name.encode() + b"\0")
+            while block := stream.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()
+
+
+def _snapshot(model: str, revision: str | None, *, local: bool) -> Path:
+    from huggingface_hub import snapshot_download
+
+    return Path(snapshot_download(model, revision=revision, local_files_only=local, allow_patterns=HUB_PATTERNS))

@@ -1,0 +1,70 @@
+"""Models as ONNX folders: a JSON description, a graph, a tokenizer; read without torch.
+
+    encoder.json | reranker.json      what the graph is and how text becomes token ids
+    encoder.onnx | reranker.onnx      inputs input_ids, attention_mask (and token_type_ids) int64 [B, L]
+    tokenizer.json[.gz]               for the tokenizers library
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hybrid_retrieval.errors import ModelError
+from hybrid_retrieval.model_files import Kind, read_json
+
+FORMAT = 1
+
+
+def read_description(folder: Path, kind: Kind) -> dict[str, Any]:
+    """The JSON description of an ONNX folder. Raises `ModelError` for another kind or format, or a missing key."""
+    path = folder / f"{kind}.json"
+    description = read_json(path)
+    if description.get("format") != FORMAT:
+        raise ModelError(f"{path}: format {description.get('format')!r}; this release reads format {FORMAT}")
+    if description.get("kind") != kind:
+        raise ModelError(f"{path}: expected kind '{kind}', got {description.get('kind')!r}")
+    for key in ("name", "graph", "tokenizer", "pad_id"):
+        if key not in description:
+            raise ModelError(f"{path}: the key '{key}' is missing")
+    return description
+
+
+class OnnxGraph:
+    """A session over one graph: token ids in, one float32 array out. Safe to share between threads."""
+
+    def __init__(self, path: Path, *, threads: int = 0, device: str = "cpu") -> None:
+        """threads: inside one run, 0 takes every core. device: `cpu` or `cuda`."""
+        import onnxruntime
+
+        available = onnxruntime.get_available_providers()
+        providers = ["CPUExecutionProvider"]
+        if device == "cuda":
+            if "CUDAExecutionProvider" not in available:
+                raise ModelError(
+                    f"device 'cuda' was asked for, but this onnxruntime runs on {', '.join(available)}: "
+                    f"install onnxruntime-gpu, or use device 'cpu'"
+                )
+            providers.insert(0, "CUDAExecutionProvider")
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads or len(os.sched_getaffinity(0))
+        options.inter_op_num_threads = 1
+        options.log_severity_level = 3
+        # Spinning threads take the cores that the other stage needs between two runs.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        try:
+            self._session = onnxruntime.InferenceSession(str(path), options, providers=providers)
+        except Exception as error:  # onnxruntime's own errors share no public base
+            raise ModelError(f"{path}: onnxruntime cannot load this graph ({' '.join(str(error).split())})") from None
+        self._inputs = [item.name for item in self._session.get_inputs()]
+
+    def run(self, ids: NDArray[np.int64], mask: NDArray[np.int64], types: NDArray[np.int64] | None = None) -> Any:
+        """ids, mask, types: int64 [B, L]; types are left out where the graph has no input for them."""
+        feeds = {"input_ids": ids, "attention_mask": mask}
+        if "token_type_ids" in self._inputs:
+            feeds["token_type_ids"] = np.zeros_like(ids) if types is None else types
+        return self._session.run(None, feeds)[0]

@@ -1,0 +1,5 @@
+"""Cross-encoders: (query, passage) pairs to logits, one interface over onnxruntime and torch."""
+
+from hybrid_retrieval.rerankers.reranker import Reranker, Scores
+
+__all__ = ["Reranker", "Scores"]

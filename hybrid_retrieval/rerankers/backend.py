@@ -1,0 +1,34 @@
+"""What runs a cross-encoder graph: token ids in, one logit a pair out."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hybrid_retrieval.onnx_files import OnnxGraph
+
+
+class RerankerBackend(ABC):
+    """Safe to share between threads."""
+
+    @abstractmethod
+    def forward(
+        self, ids: NDArray[np.int64], mask: NDArray[np.int64], types: NDArray[np.int64] | None
+    ) -> NDArray[np.float32]:
+        """ids, mask, types: int64 [B, L]. Returns float32 [B] logits."""
+
+
+class OnnxRerankerBackend(RerankerBackend):
+    """onnxruntime; needs no torch."""
+
+    def __init__(self, graph: Path, *, threads: int, device: str) -> None:
+        self._graph = OnnxGraph(graph, threads=threads, device=device)
+
+    def forward(
+        self, ids: NDArray[np.int64], mask: NDArray[np.int64], types: NDArray[np.int64] | None
+    ) -> NDArray[np.float32]:
+        logits: NDArray[np.float32] = self._graph.run(ids, mask, types).reshape(len(ids))
+        return logits

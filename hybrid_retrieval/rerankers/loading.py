@@ -1,0 +1,73 @@
+"""From a model's folder to the parts of a `Reranker`: which backend reads it, and with which convention."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from hybrid_retrieval.errors import ModelError
+from hybrid_retrieval.model_files import fingerprint, load_tokenizer
+from hybrid_retrieval.onnx_files import read_description
+from hybrid_retrieval.rerankers.backend import OnnxRerankerBackend
+from hybrid_retrieval.rerankers.pairs import PairConvention
+
+# FlagReranker's default, whatever the model could read.
+FLAG_MAX_TOKENS = 512
+
+
+def load_parts(
+    folder: Path, *, backend: str, device: str, dtype: str, threads: int, max_tokens: int
+) -> dict[str, Any]:
+    """The keyword arguments of `Reranker`, but for `truncation` and `batch_tokens`."""
+    is_onnx = (folder / "reranker.json").exists()
+    if backend == "onnx" and not is_onnx:
+        raise ModelError(
+            f"{folder} has no reranker.json, so the onnx backend cannot read it: run "
+            f"'hybrid-retrieval export-onnx {folder} FOLDER' once and name FOLDER, or use backend 'torch'"
+        )
+    if backend == "torch" and is_onnx:
+        raise ModelError(f"{folder} is an ONNX export, which backend 'torch' cannot read: use backend 'onnx'")
+    if is_onnx:
+        return _onnx_parts(folder, device=device, dtype=dtype, threads=threads, max_tokens=max_tokens)
+    from hybrid_retrieval.rerankers.torch_backend import torch_parts
+
+    return torch_parts(folder, device=device, dtype=dtype, threads=threads, max_tokens=max_tokens)
+
+
+def limits(own: int, own_query: int, wanted: int, longest: int, source: Path) -> dict[str, int]:
+    """max_tokens, max_query_tokens and longest_tokens of a `Reranker`.
+
+    The first two are the model's own, or, where the caller wants another length, that and FlagReranker's three quarters.
+    """
+    if wanted > longest:
+        raise ModelError(f"{source} reads pairs of at most {longest} tokens, got max_tokens {wanted}")
+    if wanted in (0, own):
+        return {"max_tokens": own, "max_query_tokens": own_query, "longest_tokens": longest}
+    return {"max_tokens": wanted, "max_query_tokens": wanted * 3 // 4, "longest_tokens": longest}
+
+
+def _onnx_parts(folder: Path, *, device: str, dtype: str, threads: int, max_tokens: int) -> dict[str, Any]:
+    description = read_description(folder, "reranker")
+    own_dtype = description.get("dtype", "int8")
+    if dtype not in ("auto", own_dtype):
+        raise ModelError(
+            f"{folder} was exported in {own_dtype} and cannot run in {dtype}: use dtype 'auto' or export it again"
+        )
+    graph, tokenizer = folder / description["graph"], folder / description["tokenizer"]
+    convention = PairConvention.from_dict(description, str(folder / "reranker.json"))
+    own = int(description.get("max_tokens", FLAG_MAX_TOKENS))
+    own_query = int(description.get("max_query_tokens", own * 3 // 4))
+    longest = int(description.get("longest_tokens", own))
+    weights = [graph, *sorted(folder.glob("*.bin")), *sorted(folder.glob("*.onnx.data"))]
+    tokenizer_identity = description.get("tokenizer_identity") or fingerprint([tokenizer])
+    weight = (description.get("fusion") or {}).get("weight")
+    return {
+        "name": description["name"],
+        "identity": description.get("identity") or fingerprint([*weights, tokenizer], description),
+        "tokenizer_identity": tokenizer_identity,
+        "convention": convention,
+        "tokenizer": load_tokenizer(tokenizer),
+        "backend": OnnxRerankerBackend(graph, threads=threads, device="cpu" if device == "auto" else device),
+        "fusion_weight": None if weight is None else float(weight),
+        **limits(own, own_query, max_tokens, longest, folder),
+    }

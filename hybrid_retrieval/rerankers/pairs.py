@@ -1,0 +1,88 @@
+"""How a cross-encoder's pair of token ids is made, and cut where it is too long.
+
+Source: FlagEmbedding 1.4.2, `inference/reranker/encoder_only/base.py`: query and passage are tokenised apart without
+special tokens, the query is cut to three quarters of max_length, the passage to what is left (`only_second`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from hybrid_retrieval.errors import ModelError
+
+Truncation = Literal["only_second", "longest_first"]
+
+
+@dataclass(frozen=True, slots=True)
+class PairConvention:
+    """prefix + query + middle + passage + suffix. token_types: 0 up to the passage, 1 from its first token (BERT)."""
+
+    prefix_ids: tuple[int, ...]
+    middle_ids: tuple[int, ...]
+    suffix_ids: tuple[int, ...]
+    pad_id: int
+    token_types: bool
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any], source: str) -> PairConvention:
+        """From a `reranker.json`. Raises `ModelError` for a missing key."""
+        try:
+            prefix, middle, suffix = (tuple(map(int, values[f"{part}_ids"])) for part in ("prefix", "middle", "suffix"))
+            return cls(prefix, middle, suffix, int(values["pad_id"]), bool(values.get("token_types", False)))
+        except (KeyError, TypeError, ValueError) as error:
+            raise ModelError(f"{source}: the pair convention is incomplete ({error!r})") from None
+
+    @property
+    def num_specials(self) -> int:
+        """Tokens that the markers take."""
+        return len(self.prefix_ids) + len(self.middle_ids) + len(self.suffix_ids)
+
+    def join(self, query: Sequence[int], passage: Sequence[int]) -> list[int]:
+        """The pair's ids; both parts must have been cut to fit."""
+        return [*self.prefix_ids, *query, *self.middle_ids, *passage, *self.suffix_ids]
+
+    def passage_start(self, num_query_tokens: int) -> int:
+        """Position of the passage's first token, where token types turn from 0 to 1."""
+        return len(self.prefix_ids) + num_query_tokens + len(self.middle_ids)
+
+
+def convention_of(tokenizer: Any, pad_id: int, *, token_types: bool) -> PairConvention:
+    """What a `tokenizers.Tokenizer` puts around a pair. Raises `ModelError` where it has no pair template."""
+    encoding = tokenizer.encode("a", "b", add_special_tokens=True)
+    parts: list[list[int]] = [[], [], []]
+    seen = 0
+    for token, sequence in zip(encoding.ids, encoding.sequence_ids, strict=True):
+        if sequence is None:
+            parts[seen].append(token)
+        else:
+            seen = sequence + 1
+    if seen != 2 or not parts[1]:
+        raise ModelError("the tokenizer does not say how to join a pair: a cross-encoder's tokenizer.json is needed")
+    prefix, middle, suffix = (tuple(part) for part in parts)
+    return PairConvention(prefix, middle, suffix, pad_id, token_types)
+
+
+def cut(
+    query: Sequence[int], passage: Sequence[int], room: int, max_query_tokens: int, truncation: Truncation
+) -> tuple[Sequence[int], Sequence[int], bool]:
+    """Both parts within `room` tokens, and whether anything was cut.
+
+    only_second: the query to max_query_tokens, then the passage to what is left (at least one token of it stays).
+    longest_first: a token at a time from the longer part, the passage when both are equally long.
+    """
+    total = len(query) + len(passage)
+    if truncation == "only_second":
+        query = query[: min(max_query_tokens, room - 1)]
+        passage = passage[: room - len(query)]
+    elif total > room:
+        # Cutting the longer part down to the other first, then both in turn, ends where single steps would.
+        half = room // 2
+        if min(len(query), len(passage)) > half:
+            query, passage = query[: room - half], passage[:half]
+        elif len(query) > len(passage):
+            query = query[: room - len(passage)]
+        else:
+            passage = passage[: room - len(query)]
+    return query, passage, len(query) + len(passage) < total

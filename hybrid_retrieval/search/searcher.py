@@ -1,0 +1,142 @@
+"""`Searcher`: the best passages for a query's token vectors."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hybrid_retrieval.errors import ArrayError, IndexDamagedError, QueryError
+from hybrid_retrieval.kernels.reference import PackedTokens
+from hybrid_retrieval.ragged import expand_spans
+from hybrid_retrieval.search import steps
+from hybrid_retrieval.storage import Segment, Snapshot
+from hybrid_retrieval.types import best_first
+
+Int64 = NDArray[np.int64]
+Float32 = NDArray[np.float32]
+
+# Automatic widths: centroids that each query token probes, and passages that survive pruning.
+NPROBE, NPROBE_PER_K = 32, 0.32
+CANDIDATES, CANDIDATES_PER_K = 128, 4
+
+
+class Searcher:
+    """Searches one snapshot. Safe to share between threads; nothing carries over from one call to the
+    next."""
+
+    def __init__(self, snapshot: Snapshot) -> None:
+        self.snapshot = snapshot
+        codec = snapshot.codec
+        self._packed = [codec.packed(segment.codes, segment.residuals) for segment in snapshot.segments]
+
+    def search(
+        self,
+        query_vectors: NDArray[Any],
+        *,
+        k: int,
+        exact: bool = False,
+        nprobe: int = 0,
+        num_candidates: int = 0,
+        threads: int = 0,
+    ) -> tuple[Int64, Float32]:
+        """The k best passages, best first, ties by row: (rows int64 [n], MaxSim float32 [n]).
+
+        query_vectors: float [Lq, D], finite. exact: score every passage. nprobe: centroids that each query
+        token probes, 0 chooses from k. num_candidates: passages that are scored exactly, 0 chooses from k,
+        never fewer than k. threads: 0 means every core. n is k or, where there are fewer, the number of
+        passages that have vectors. Scores are the true MaxSim over the compressed vectors in either mode.
+        Raises `QueryError` and `ArrayError`.
+        """
+        query = self._checked(query_vectors)
+        _check_count("k", k, 1)
+        _check_count("nprobe", nprobe, 0)
+        _check_count("num_candidates", num_candidates, 0)
+        _check_count("threads", threads, 0)
+        threads = threads or os.cpu_count() or 1
+        try:
+            return self._search(query, k, exact, nprobe, num_candidates, threads)
+        except (IndexError, ValueError) as error:
+            # The query was checked above: only files that contradict each other lead here.
+            raise IndexDamagedError(
+                f"{self.snapshot.path}: the index is damaged ({error}); run verify on it, and build it anew"
+            ) from error
+
+    def _search(
+        self, query: Float32, k: int, exact: bool, nprobe: int, num_candidates: int, threads: int
+    ) -> tuple[Int64, Float32]:
+        width = max(k, num_candidates or CANDIDATES + CANDIDATES_PER_K * k)
+        rows = [self._all_rows(segment) for segment in self.snapshot.segments]
+        if not exact and width < sum(map(len, rows)):
+            rows = self._pruned(query, rows, width, nprobe or NPROBE + int(NPROBE_PER_K * k))
+        scores = [
+            _score_rows(query, segment, packed, local, threads)
+            for segment, packed, local in zip(self.snapshot.segments, self._packed, rows, strict=True)
+        ]
+        all_rows = np.concatenate(
+            [local + segment.row_base for segment, local in zip(self.snapshot.segments, rows, strict=True)]
+        )
+        all_scores = np.concatenate(scores)
+        best = best_first(all_scores, k)
+        return all_rows[best], all_scores[best]
+
+    def _checked(self, query: NDArray[Any]) -> Float32:
+        wanted = f"a float array [Lq, {self.snapshot.dimensions}]"
+        if not isinstance(query, np.ndarray):
+            raise ArrayError(f"query vectors must be {wanted}, got {type(query).__name__}")
+        if query.ndim != 2 or query.dtype.kind != "f" or query.shape[1] != self.snapshot.dimensions:
+            raise ArrayError(f"query vectors must be {wanted}, got {query.dtype} of shape {query.shape}")
+        if len(query) == 0:
+            raise ArrayError(f"query vectors must be {wanted} with at least one row, got none")
+        if not np.isfinite(query).all():
+            raise ArrayError("query vectors must be finite, got a NaN or an infinity")
+        return np.ascontiguousarray(query, np.float32)
+
+    def _all_rows(self, segment: Segment) -> Int64:
+        """Rows of a segment that can be found: not deleted, and with at least one vector."""
+        ends = segment.token_offsets[segment.window_offsets]
+        return np.flatnonzero((np.diff(ends) > 0) & ~segment.deleted)
+
+    def _pruned(self, query: Float32, rows: list[Int64], width: int, nprobe: int) -> list[Int64]:
+        """The `width` rows of the best approximate scores, rising, for each segment."""
+        scores = steps.centroid_scores(query, self.snapshot.codec.centroids)
+        approximate = []
+        for segment, local in zip(self.snapshot.segments, rows, strict=True):
+            allowed = None
+            if len(local) < segment.num_passages:
+                allowed = np.zeros(segment.num_windows, np.bool_)
+                starts = segment.window_offsets[local]
+                allowed[expand_spans(starts, segment.window_offsets[local + 1] - starts)] = True
+            found = steps.candidate_windows(scores, segment.lists, segment.list_offsets, nprobe, allowed)
+            owners = np.searchsorted(segment.window_offsets, found.windows, side="right") - 1
+            # A passage that no probed list names still has a bound: it fills up what candidates leave of the
+            # width.
+            by_row = np.full(segment.num_passages, found.floor.sum(dtype=np.float32), np.float32)
+            np.maximum.at(by_row, owners, steps.approximate_scores(found))
+            approximate.append(by_row[local])
+        kept = best_first(np.concatenate(approximate), width)
+        bounds = np.cumsum([0, *map(len, rows)])
+        return [
+            local[np.sort(kept[(kept >= start) & (kept < stop)]) - start]
+            for local, start, stop in zip(rows, bounds[:-1], bounds[1:], strict=True)
+        ]
+
+
+def _score_rows(query: Float32, segment: Segment, packed: PackedTokens, rows: Int64, threads: int) -> Float32:
+    """MaxSim of rows of a segment: the best of each row's windows."""
+    starts = segment.window_offsets[rows]
+    lengths = segment.window_offsets[rows + 1] - starts
+    scores = steps.exact_scores(
+        query, packed, segment.token_offsets, expand_spans(starts, lengths), threads=threads
+    )
+    if len(rows) == 0:
+        return scores
+    best: Float32 = np.maximum.reduceat(scores, np.cumsum(lengths) - lengths)
+    return best
+
+
+def _check_count(name: str, value: int, least: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
+        raise QueryError(f"{name} must be a whole number of at least {least}, got {value!r}")

@@ -1,0 +1,100 @@
+"""`SegmentWriter`: an append-only, resumable segment."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hybrid_retrieval.ragged import Ragged
+from hybrid_retrieval.storage import layout
+from hybrid_retrieval.storage.layout import ArrayFile
+
+_PASSAGE_PAIRS = (
+    (layout.IDS, layout.IDS_OFFSETS),
+    (layout.TITLES, layout.TITLES_OFFSETS),
+    (layout.TEXTS, layout.TEXTS_OFFSETS),
+    (layout.METADATA, layout.METADATA_OFFSETS),
+)
+_OFFSET_FILES = (
+    *(offsets for _, offsets in _PASSAGE_PAIRS),
+    *(layout.TOKEN_OFFSETS, layout.WINDOW_OFFSETS, layout.RERANKER_OFFSETS),
+)
+
+
+class SegmentWriter:
+    """Appends passages and their vectors to the files of one folder. Memory: what one call is given.
+
+    sizes: bytes of each file at the last checkpoint; whatever was written after it is cut off.
+    """
+
+    def __init__(
+        self, folder: Path, files: Iterable[ArrayFile], sizes: Mapping[str, int] | None = None
+    ) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.folder = folder
+        self._files: dict[str, BinaryIO] = {}
+        self._ends: dict[str, int] = {}
+        for file in files:
+            handle = open(folder / file.name, "ab")  # noqa: SIM115 - closed by close()
+            self._files[file.name] = handle
+            handle.truncate((sizes or {}).get(file.name, 0))
+            handle.seek(0, os.SEEK_END)
+            if file in _OFFSET_FILES:
+                if handle.tell() == 0:
+                    handle.write(np.zeros(1, file.dtype).tobytes())
+                    handle.flush()
+                with open(folder / file.name, "rb") as reader:
+                    reader.seek(-file.dtype.itemsize, os.SEEK_END)
+                    self._ends[file.name] = int(np.frombuffer(reader.read(), file.dtype)[0])
+
+    def append_passages(self, encoded: Iterable[tuple[bytes, bytes, bytes, bytes]]) -> None:
+        """Append (id, title, text, metadata) rows."""
+        columns = list(zip(*encoded, strict=True))
+        for (data, offsets), column in zip(_PASSAGE_PAIRS, columns, strict=False):
+            self._files[data.name].write(b"".join(column))
+            self._append_offsets(offsets, np.array([len(value) for value in column], np.int64))
+
+    def append_vectors(
+        self,
+        codes: NDArray[np.uint32],
+        residuals: NDArray[np.uint8],
+        tokens_per_window: NDArray[np.int64],
+        windows_per_passage: NDArray[np.int64],
+    ) -> None:
+        """Append the tokens of the next passages: codes [t], residuals [t, bytes], lengths [w] and [n]."""
+        self._append(layout.CODES, codes)
+        self._append(layout.RESIDUALS, residuals)
+        self._append_offsets(layout.TOKEN_OFFSETS, tokens_per_window)
+        self._append_offsets(layout.WINDOW_OFFSETS, windows_per_passage)
+
+    def append_reranker_tokens(self, tokens: Ragged) -> None:
+        """Append the reranker's tokens of the next passages: int32, one row a passage."""
+        self._append(layout.RERANKER, tokens.data)
+        self._append_offsets(layout.RERANKER_OFFSETS, tokens.lengths)
+
+    def checkpoint(self) -> dict[str, int]:
+        """Bring everything to the disk; the sizes to hand to a later writer. The caller makes them
+        durable."""
+        for handle in self._files.values():
+            handle.flush()
+            os.fsync(handle.fileno())
+        return {name: handle.tell() for name, handle in self._files.items()}
+
+    def close(self) -> None:
+        """Close the files. What follows the last checkpoint is not promised to be there."""
+        for handle in self._files.values():
+            handle.close()
+
+    def _append(self, file: ArrayFile, array: NDArray[np.generic]) -> None:
+        self._files[file.name].write(np.ascontiguousarray(array, file.dtype).tobytes())
+
+    def _append_offsets(self, file: ArrayFile, lengths: NDArray[np.int64]) -> None:
+        offsets = self._ends[file.name] + np.cumsum(lengths, dtype=np.int64)
+        self._append(file, offsets)
+        if len(offsets):
+            self._ends[file.name] = int(offsets[-1])

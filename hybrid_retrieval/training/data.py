@@ -1,0 +1,120 @@
+"""Training pairs: JSON lines {"query", "positive", "positive_id"}, tokenised and drawn with fixed weights."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer
+from torch import Tensor
+
+PAD, END = 1, 2
+QUERY_PREFIX = [0, 41, 1294, 12]
+"""``<s> query :`` as the base was trained."""
+PASSAGE_PREFIX = [0, 46692, 12]
+"""``<s> passage :``."""
+
+WEIGHTS = {
+    "squad_train": 5, "tydiqa-en": 2, "tydiqa-ko": 2, "tydiqa-sw": 1, "jaquad": 2, "iapp-thai": 1,
+    "scifact": 1, "fever-sent": 2, "medquad": 1, "php_purpose": 3, "mdn_xling": 2, "heading_mdn-en": 1,
+    "heading_windows-driver-docs": 1,
+}  # fmt: skip
+"""Share of each file in the draw of batches."""
+
+
+HELD_OUT = 150
+"""Passages of each file that no training step sees."""
+
+LANGUAGES = ("ara", "tel", "rus", "cmn", "spa", "fin", "deu", "hin", "fra", "kor", "swh", "jpn", "tur", "vie", "tha", "ell", "ron")
+"""Tatoeba's languages for distillation on sentences."""
+
+
+@dataclass(frozen=True)
+class Pair:
+    query: list[int]
+    """Token ids without special tokens."""
+    passage: list[int]
+    passage_key: int
+    """Equal for equal passages."""
+
+
+def load_pairs(folder: Path, tokenizer: Tokenizer, *, limit: int, seed: int) -> dict[str, list[Pair]]:
+    """At most ``limit`` pairs of each file of ``WEIGHTS``, shuffled, without the first
+    ``HELD_OUT`` passages' pairs of the shuffle, which tune and check (``held_out``)."""
+    out = {}
+    for name in WEIGHTS:
+        pairs = _read(folder / f"{name}.jsonl", tokenizer, seed)
+        out[name] = [pair for pair in pairs if pair.passage_key >= HELD_OUT][:limit]
+    return out
+
+
+def held_out(folder: Path, tokenizer: Tokenizer, name: str, *, seed: int) -> list[Pair]:
+    """The pairs of one file that ``load_pairs`` leaves out."""
+    return [pair for pair in _read(folder / f"{name}.jsonl", tokenizer, seed) if pair.passage_key < HELD_OUT]
+
+
+def load_sentences(folder: Path, tokenizer: Tokenizer) -> list[list[int]]:
+    """Token ids of sentences of ``LANGUAGES`` (Tatoeba, ``xxx-eng.tsv``: sentence, tab, English), not the English ones."""
+    texts = []
+    for language in LANGUAGES:
+        for line in (folder / f"{language}-eng.tsv").read_text(encoding="utf-8").splitlines():
+            texts.append(line.split("\t")[0])
+    return [encoding.ids for encoding in tokenizer.encode_batch(texts, add_special_tokens=False) if encoding.ids]
+
+
+def _read(path: Path, tokenizer: Tokenizer, seed: int, cap: int = 4000) -> list[Pair]:
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    random.Random(seed).shuffle(rows)
+    rows = rows[:cap]
+    queries = tokenizer.encode_batch([row["query"][:1000] for row in rows], add_special_tokens=False)
+    passages = tokenizer.encode_batch([row["positive"][:3000] for row in rows], add_special_tokens=False)
+    keys: dict[str, int] = {}
+    return [
+        Pair(q.ids, p.ids, keys.setdefault(row["positive"], len(keys)))
+        for q, p, row in zip(queries, passages, rows, strict=True)
+        if q.ids and p.ids
+    ]
+
+
+def wrap(prefix: Sequence[int], ids: Sequence[int], limit: int) -> list[int]:
+    """prefix + ids + </s>, at most ``limit`` ids."""
+    return [*prefix, *ids][: limit - 1] + [END]
+
+
+def pad(rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+    """(ids, mask), both int64 [B, L], padded on the right."""
+    length = max(map(len, rows))
+    ids = torch.full((len(rows), length), PAD, dtype=torch.long)
+    mask = torch.zeros((len(rows), length), dtype=torch.long)
+    for i, row in enumerate(rows):
+        ids[i, : len(row)] = torch.tensor(row)
+        mask[i, : len(row)] = 1
+    return ids, mask
+
+
+def bucketed(lengths: Sequence[int], budget: int) -> list[list[int]]:
+    """Indices grouped by length so that rows x longest <= ``budget`` tokens."""
+    groups: list[list[int]] = [[]]
+    for i in sorted(range(len(lengths)), key=lambda i: lengths[i]):
+        if groups[-1] and (len(groups[-1]) + 1) * lengths[i] > budget:
+            groups.append([])
+        groups[-1].append(i)
+    return groups
+
+
+def batches(pairs: dict[str, list[Pair]], size: int, seed: int) -> Iterator[tuple[str, list[Pair]]]:
+    """Endless (file, ``size`` pairs of that file with distinct queries), drawn by ``WEIGHTS``; half of a batch comes
+    from one file, so that in-batch negatives are of the same kind, and half from another."""
+    rng = random.Random(seed)
+    names = [name for name in WEIGHTS if pairs.get(name)]
+    weights = [WEIGHTS[name] for name in names]
+    while True:
+        first, second = rng.choices(names, weights, k=2)
+        half = size // 2
+        drawn = rng.sample(pairs[first], min(half, len(pairs[first])))
+        drawn += rng.sample(pairs[second], min(size - half, len(pairs[second])))
+        yield f"{first}+{second}", drawn

@@ -1,0 +1,93 @@
+"""A seeded training loop that can be stopped by SIGTERM or SIGINT and resumed from its checkpoint."""
+
+from __future__ import annotations
+
+import math
+import os
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+def parameter_groups(model: nn.Module, rate: float, head_rate: float) -> list[dict[str, Any]]:
+    """Trainable parameters: trunk at ``rate``, everything else at ``head_rate``."""
+    trunk, head = [], []
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            (trunk if name.startswith("trunk.") else head).append(parameter)
+    return [{"params": trunk, "lr": rate}, {"params": head, "lr": head_rate}]
+
+
+def train(
+    model: nn.Module,
+    step: Callable[[int], tuple[Tensor, dict[str, float]]],
+    *,
+    steps: int,
+    rate: float,
+    head_rate: float,
+    checkpoint: Path,
+    resume: bool,
+    warmup: int = 20,
+    log_every: int = 10,
+    save_every: int = 50,
+) -> bool:
+    """Run ``step(i)`` -> (loss, figures to log) for i < ``steps`` with AdamW, linear warm-up and linear decay to zero.
+    ``step`` must depend on i alone. Returns False when a signal stopped it (the checkpoint is written)."""
+    optimizer = torch.optim.AdamW(parameter_groups(model, rate, head_rate), betas=(0.9, 0.98), weight_decay=0.01)
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda i: min((i + 1) / warmup, max(0.0, (steps - i) / max(1, steps - warmup)))
+    )
+    start = 0
+    if resume and checkpoint.exists():
+        saved = torch.load(checkpoint, weights_only=True)
+        model.load_state_dict(saved["model"])
+        optimizer.load_state_dict(saved["optimizer"])
+        schedule.load_state_dict(saved["schedule"])
+        start = saved["step"]
+    stop = False
+
+    def ask_to_stop(signum: int, frame: object) -> None:
+        nonlocal stop
+        stop = True
+
+    previous = {s: signal.signal(s, ask_to_stop) for s in (signal.SIGTERM, signal.SIGINT)}
+
+    def save(i: int) -> None:
+        temporary = checkpoint.with_suffix(".tmp")
+        state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "schedule": schedule.state_dict()}
+        torch.save({**state, "step": i}, temporary)
+        os.replace(temporary, checkpoint)
+
+    totals: dict[str, float] = {}
+    began = time.monotonic()
+    model.train()
+    try:
+        for i in range(start, steps):
+            loss, figures = step(i)
+            if not math.isfinite(loss.item()):
+                raise RuntimeError(f"step {i}: the loss is {loss.item()}; lower the learning rate")
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            schedule.step()
+            for name, value in figures.items():
+                totals[name] = totals.get(name, 0.0) + value / log_every
+            if (i + 1) % log_every == 0:
+                text = " ".join(f"{name} {value:.4f}" for name, value in totals.items())
+                print(f"step {i + 1}/{steps} {text} ({time.monotonic() - began:.0f} s)", flush=True)
+                totals = {}
+            if stop or (i + 1) % save_every == 0 or i + 1 == steps:
+                save(i + 1)
+            if stop:
+                return False
+        return True
+    finally:
+        model.eval()
+        for number, handler in previous.items():
+            signal.signal(number, handler)

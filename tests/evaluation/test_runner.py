@@ -1,0 +1,79 @@
+"""A collection through a pipeline: depth, sampling, measures, times."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from evaluation_fakes import WordPipeline
+
+from hybrid_retrieval.corpus.dataset import Dataset
+from hybrid_retrieval.errors import ConfigError
+from hybrid_retrieval.evaluation.runner import latency_of, run_dataset
+from hybrid_retrieval.types import Passage, Query, Ranking
+
+PASSAGES = [Passage(f"p{i}", f"word{i} common") for i in range(30)]
+
+
+@pytest.fixture
+def dataset() -> Dataset:
+    queries = tuple(Query(f"q{i}", f"word{i}") for i in range(30))
+    # Every third query is judged for a passage that it does not match.
+    qrels = {f"q{i}": {f"p{29 - i if i % 3 == 0 else i}": 1} for i in range(30)}
+    return Dataset(Path("nowhere"), "test", queries, qrels)
+
+
+def test_the_run_its_measures_and_times(dataset: Dataset) -> None:
+    pipeline = WordPipeline(PASSAGES)
+    steps: list[tuple[str, int, int]] = []
+    found = run_dataset(pipeline, dataset, "RR@1 R@100", progress=lambda *step: steps.append(step))
+    assert found.queries == 30 and list(found.run) == [query.query_id for query in dataset.queries]
+    assert next(iter(found.run["q4"])) == "p4"
+    assert found.measures == pytest.approx({"RR@1": 20 / 30, "R@100": 1.0})
+    assert found.latency_ms == {
+        "encode": {"p50": 1.0, "p95": 1.0},
+        "search": {"p50": 2.0, "p95": 2.0},
+        "rerank": {"p50": 10.0, "p95": 10.0},
+        "total": {"p50": 13.0, "p95": 13.0},
+    }
+    assert steps[-1] == ("queries", 30, 30)
+
+
+def test_stage_1_alone(dataset: Dataset) -> None:
+    found = run_dataset(WordPipeline(PASSAGES), dataset, "RR@1", rerank=False)
+    assert set(found.latency_ms) == {"encode", "search", "total"}
+
+
+def test_a_sample_is_drawn_by_seed_and_measured_alone(dataset: Dataset) -> None:
+    pipeline = WordPipeline(PASSAGES)
+    first = run_dataset(pipeline, dataset, "R@100", sample=7)
+    assert first.queries == 7 and first.measures == {"R@100": 1.0}
+    assert list(run_dataset(pipeline, dataset, "R@100", sample=7).run) == list(first.run)
+    assert list(run_dataset(pipeline, dataset, "R@100", sample=7, seed=1).run) != list(first.run)
+    assert run_dataset(pipeline, dataset, "R@100", sample=99).queries == 30
+    with pytest.raises(ConfigError, match="sample must be at least 1, got 0"):
+        run_dataset(pipeline, dataset, "R@100", sample=0)
+
+
+def test_rankings_are_as_deep_as_the_measures_ask(dataset: Dataset) -> None:
+    pipeline = WordPipeline(PASSAGES)
+    run_dataset(pipeline, dataset, "nDCG@10 AP", sample=1)
+    run_dataset(pipeline, dataset, "nDCG@10 R@1000", sample=1)
+    run_dataset(pipeline, dataset, "nDCG@10", sample=1, k=5, num_candidates=3)
+    assert pipeline.calls == [(1, 100, None, True), (1, 1000, None, True), (1, 5, 3, True)]
+
+
+def test_deep_rankings_keep_the_pipelines_number_of_candidates(dataset: Dataset) -> None:
+    pipeline = WordPipeline(PASSAGES)
+    pipeline.config = SimpleNamespace(search=SimpleNamespace(num_candidates=24))  # type: ignore[attr-defined]
+    run_dataset(pipeline, dataset, "R@100", sample=1)
+    run_dataset(pipeline, dataset, "R@100", sample=1, num_candidates=7)
+    assert [call[2] for call in pipeline.calls] == [24, 7]
+
+
+def test_percentiles() -> None:
+    rankings = [Ranking((), np.empty(0, np.float32), timings_ms={"search": float(ms)}) for ms in range(101)]
+    assert latency_of(rankings)["search"] == {"p50": 50.0, "p95": 95.0}
+    assert latency_of([Ranking((), np.empty(0, np.float32))]) == {}

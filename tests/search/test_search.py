@@ -1,0 +1,248 @@
+"""Search: exact against brute force, pruned against exact, ties, edges, deletes, damage, bad input."""
+
+from __future__ import annotations
+
+import dataclasses
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from hybrid_retrieval.builder import build_from_vectors
+from hybrid_retrieval.errors import ArrayError, IndexDamagedError, QueryError
+from hybrid_retrieval.kernels.reference import maxsim
+from hybrid_retrieval.ragged import Ragged
+from hybrid_retrieval.search import Searcher, steps
+from hybrid_retrieval.storage import Snapshot
+from hybrid_retrieval.types import best_first
+from tests.support import clustered, random_unit, unit
+
+PASSAGES = clustered([int(n) for n in np.random.default_rng(3).integers(5, 60, 600)], 64, topics=300)
+
+
+def make(path: Path, rows: Ragged, **options: int) -> Searcher:
+    build_from_vectors(path, [f"p{i}" for i in range(len(rows))], rows.data, rows.offsets, **options)
+    return Searcher(Snapshot.open(path))
+
+
+@pytest.fixture(scope="module")
+def searcher(tmp_path_factory: pytest.TempPathFactory) -> Searcher:
+    return make(tmp_path_factory.mktemp("search") / "index", PASSAGES)
+
+
+def query_for(row: int, seed: int = 0, length: int = 8) -> np.ndarray:
+    random = np.random.default_rng(seed)
+    tokens = PASSAGES[row][random.integers(0, len(PASSAGES[row]), length)]
+    return unit(tokens + 0.1 * random.standard_normal(tokens.shape))
+
+
+def decoded(searcher: Searcher) -> Ragged:
+    rows = [np.concatenate(searcher.snapshot.token_vectors(i)) for i in range(len(PASSAGES))]
+    return Ragged.from_rows(rows)
+
+
+def test_exact_search_is_maxsim_over_the_decoded_vectors(searcher: Searcher) -> None:
+    vectors = decoded(searcher)
+    for row in (0, 17, 599):
+        query = query_for(row, row)
+        expected = maxsim(query, vectors)
+        rows, scores = searcher.search(query, k=600, exact=True)
+        assert rows[0] == row
+        np.testing.assert_allclose(scores, expected[rows], rtol=1e-5)
+        np.testing.assert_array_equal(np.sort(rows), np.arange(600))
+        assert np.all(np.diff(scores) <= 0)
+
+
+@pytest.mark.parametrize("k", [1, 10, 50, 100])
+def test_default_search_finds_what_exact_search_finds_with_the_very_scores(searcher: Searcher, k: int) -> None:
+    found = 0
+    for row in range(0, 600, 40):
+        query = query_for(row, row)
+        rows, scores = searcher.search(query, k=k)
+        exact_rows, _ = searcher.search(query, k=k, exact=True)
+        all_rows, all_scores = searcher.search(query, k=600, exact=True)
+        by_row = dict(zip(all_rows.tolist(), all_scores.tolist(), strict=True))
+        assert [by_row[r] for r in rows.tolist()] == scores.tolist()
+        assert len(rows) == k
+        found += len(set(rows.tolist()) & set(exact_rows.tolist()))
+    assert found >= 0.95 * k * 15
+
+
+def test_probing_every_centroid_and_keeping_all_candidates_is_exact(searcher: Searcher) -> None:
+    query = query_for(5)
+    pruned = searcher.search(query, k=50, nprobe=10**6, num_candidates=599)
+    exact = searcher.search(query, k=50, exact=True)
+    np.testing.assert_array_equal(pruned[0], exact[0])
+    np.testing.assert_array_equal(pruned[1], exact[1])
+
+
+@pytest.mark.parametrize("k", [600, 601, 10_000])
+def test_k_at_or_beyond_the_collection_returns_everything(searcher: Searcher, k: int) -> None:
+    rows, _ = searcher.search(query_for(1), k=k)
+    assert sorted(rows.tolist()) == list(range(600))
+
+
+def test_the_narrowest_search_still_returns_k(searcher: Searcher) -> None:
+    rows, scores = searcher.search(query_for(1), k=400, nprobe=1, num_candidates=1)
+    assert len(set(rows.tolist())) == 400
+    assert np.all(np.isfinite(scores))
+
+
+def test_nothing_carries_over_from_one_call_to_the_next(searcher: Searcher) -> None:
+    query = query_for(2)
+    before = searcher.search(query, k=10)
+    searcher.search(query, k=500, nprobe=3)
+    after = searcher.search(query, k=10)
+    np.testing.assert_array_equal(before[0], after[0])
+
+
+@pytest.mark.parametrize("threads", [0, 1, 2, 5])
+def test_threads_change_nothing(searcher: Searcher, threads: int) -> None:
+    query = query_for(3)
+    expected = searcher.search(query, k=300, exact=True, threads=1)
+    found = searcher.search(query, k=300, exact=True, threads=threads)
+    np.testing.assert_array_equal(found[0], expected[0])
+    np.testing.assert_array_equal(found[1], expected[1])
+
+
+def test_many_threads_share_a_searcher(searcher: Searcher) -> None:
+    queries = [query_for(row) for row in range(24)]
+    expected = [searcher.search(query, k=10)[0].tolist() for query in queries]
+    with ThreadPoolExecutor(6) as pool:
+        assert list(pool.map(lambda q: searcher.search(q, k=10)[0].tolist(), queries)) == expected
+
+
+def test_one_passage_of_one_token(tmp_path: Path) -> None:
+    vector = random_unit(1, 64)
+    rows, scores = make(tmp_path / "x", Ragged.from_rows([vector])).search(vector, k=10)
+    assert rows.tolist() == [0]
+    np.testing.assert_allclose(scores, [1], atol=1e-5)
+
+
+@pytest.mark.parametrize("copies", [10, 1000])
+def test_identical_passages_tie_and_stand_in_row_order(tmp_path: Path, copies: int) -> None:
+    passage = clustered([7], 64)[0]
+    searcher = make(tmp_path / "x", Ragged.from_rows([passage] * copies))
+    for exact in (True, False):
+        rows, scores = searcher.search(random_unit(3, 64, 5), k=9, exact=exact)
+        assert rows.tolist() == list(range(9))
+        assert len(set(scores.tolist())) == 1
+
+
+def test_passages_without_vectors_are_never_found(tmp_path: Path) -> None:
+    searcher = make(tmp_path / "x", clustered([0, 4, 0, 0, 3, 1, 0], 64))
+    for exact in (True, False):
+        rows, scores = searcher.search(random_unit(3, 64), k=7, exact=exact)
+        assert sorted(rows.tolist()) == [1, 4, 5]
+        assert np.all(np.isfinite(scores))
+
+
+def test_negative_similarities_order_passages(tmp_path: Path) -> None:
+    query = random_unit(1, 64)
+    away = unit(-query + 0.9 * random_unit(1, 64, 1))
+    searcher = make(tmp_path / "x", Ragged.from_rows([-query, away]), nbits=8)
+    rows, scores = searcher.search(query, k=2)
+    assert rows.tolist() == [1, 0]
+    assert scores[0] < 0
+    np.testing.assert_allclose(scores, [float((query @ away.T)[0, 0]), -1], atol=0.02)
+
+
+@pytest.mark.parametrize("dimensions", [64, 96, 128, 1024])
+@pytest.mark.parametrize("nbits", [1, 2, 4, 8])
+def test_every_width_finds_a_passage_by_its_own_vectors(tmp_path: Path, dimensions: int, nbits: int) -> None:
+    rows = clustered([6] * 40, dimensions)
+    searcher = make(tmp_path / "x", rows, nbits=nbits)
+    for row in (0, 20, 39):
+        assert searcher.search(rows[row], k=3)[0][0] == row
+
+
+def with_deleted(searcher: Searcher, rows: list[int]) -> Searcher:
+    snapshot = searcher.snapshot
+    deleted = np.zeros(len(PASSAGES), np.bool_)
+    deleted[rows] = True
+    segment = dataclasses.replace(snapshot.segments[0], deleted=deleted)
+    return Searcher(Snapshot(snapshot.path, snapshot.manifest, snapshot.codec, (segment,)))
+
+
+def test_deleted_passages_are_left_out_before_pruning(searcher: Searcher) -> None:
+    query = query_for(8)
+    best = searcher.search(query, k=600, exact=True)[0].tolist()
+    remaining = with_deleted(searcher, best[:300])
+    assert remaining.snapshot.num_passages == 300
+    assert remaining.search(query, k=20, exact=True)[0].tolist() == best[300:320]
+    assert len(set(remaining.search(query, k=20)[0].tolist()) & set(best[300:320])) >= 19
+    assert sorted(remaining.search(query, k=1000)[0].tolist()) == sorted(best[300:])
+    assert remaining.snapshot.row_of(f"p{best[0]}") is None
+
+
+def test_segments_are_searched_as_one_index(searcher: Searcher) -> None:
+    one = searcher.snapshot
+    second = dataclasses.replace(one.segments[0], row_base=600, window_base=one.num_windows)
+    both = Searcher(Snapshot(one.path, one.manifest, one.codec, (one.segments[0], second)))
+    query = query_for(9)
+    alone, scores = searcher.search(query, k=5)
+    rows, twice = both.search(query, k=10)
+    assert rows.tolist() == [r for row in alone.tolist() for r in (row, row + 600)]
+    assert twice.tolist() == np.repeat(scores, 2).tolist()
+    assert both.snapshot.passage_id(int(alone[0]) + 600) == both.snapshot.passage_id(int(alone[0]))
+
+
+def test_approximate_scores_with_every_centroid_are_maxsim_over_centroids(searcher: Searcher) -> None:
+    (segment,) = searcher.snapshot.segments
+    centroids, query = searcher.snapshot.codec.centroids, query_for(4)
+    scores = steps.centroid_scores(query, centroids)
+    found = steps.candidate_windows(scores, segment.lists, segment.list_offsets, len(centroids), None)
+    expected = maxsim(query, Ragged(centroids[segment.codes], segment.token_offsets))
+    assert found.windows.tolist() == list(range(segment.num_windows))
+    np.testing.assert_allclose(steps.approximate_scores(found), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_missing_similarity_is_bounded_by_the_last_probed_centroid(searcher: Searcher) -> None:
+    (segment,) = searcher.snapshot.segments
+    centroids, query = searcher.snapshot.codec.centroids, query_for(4)
+    scores = steps.centroid_scores(query, centroids)
+    found = steps.candidate_windows(scores, segment.lists, segment.list_offsets, 4, None)
+    full = maxsim(query, Ragged(centroids[segment.codes], segment.token_offsets))
+    assert np.all(steps.approximate_scores(found) >= full[found.windows] - 1e-4)
+
+
+@pytest.mark.parametrize(
+    ("query", "message"),
+    [
+        (np.zeros((2, 63), np.float32), r"\[Lq, 64\]"),
+        (np.zeros(64, np.float32), r"\[Lq, 64\]"),
+        (np.zeros((2, 64), np.int32), "float array"),
+        (np.zeros((0, 64), np.float32), "at least one row"),
+        (np.full((2, 64), np.nan, np.float32), "finite"),
+        ([[0.0] * 64], "got list"),
+    ],
+)
+def test_impossible_queries_are_refused(searcher: Searcher, query: np.ndarray, message: str) -> None:
+    with pytest.raises(ArrayError, match=message):
+        searcher.search(query, k=3)
+
+
+@pytest.mark.parametrize(
+    "options", [{"k": 0}, {"k": -1}, {"k": 1.5}, {"k": True}, {"k": 1, "nprobe": -1}, {"k": 1, "num_candidates": -2}]
+)
+def test_impossible_numbers_are_refused(searcher: Searcher, options: dict[str, int]) -> None:
+    with pytest.raises(QueryError, match="whole number"):
+        searcher.search(query_for(0), **options)
+
+
+def test_half_precision_queries_are_taken(searcher: Searcher) -> None:
+    query = query_for(0)
+    assert searcher.search(query.astype(np.float16), k=1)[0].tolist() == searcher.search(query, k=1)[0].tolist()
+
+
+def test_codes_beyond_the_centroids_are_damage_not_a_crash(searcher: Searcher) -> None:
+    snapshot = searcher.snapshot
+    segment = dataclasses.replace(snapshot.segments[0], codes=snapshot.segments[0].codes + np.uint32(10**9))
+    damaged = Searcher(Snapshot(snapshot.path, snapshot.manifest, snapshot.codec, (segment,)))
+    with pytest.raises(IndexDamagedError, match="run verify"):
+        damaged.search(query_for(0), k=5)
+
+
+def test_best_first_is_the_tie_rule_of_search() -> None:
+    assert best_first(np.array([1, 3, 3, 2], np.float32), 3).tolist() == [1, 2, 3]

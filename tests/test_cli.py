@@ -1,0 +1,235 @@
+"""The command line: what each command prints, and its exit code for every kind of bad input."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from hybrid_retrieval.cli import main
+from tests.small_corpus import PASSAGES, write_corpus
+
+CLI = [sys.executable, "-c", "from hybrid_retrieval.cli import main; main()"]
+
+
+class Result:
+    def __init__(self, code: int, out: str, err: str) -> None:
+        self.code, self.out, self.err = code, out, err
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]):  # type: ignore[no-untyped-def]
+    def call(*arguments: object) -> Result:
+        with pytest.raises(SystemExit) as caught:
+            main([str(argument) for argument in arguments])
+        captured = capsys.readouterr()
+        code = caught.value.code
+        return Result(code if isinstance(code, int) else 0, captured.out, captured.err)
+
+    return call
+
+
+def one_line(result: Result) -> str:
+    """The error: exit 2, a single line on stderr, nothing on stdout."""
+    lines = result.err.strip().splitlines()
+    assert result.code == 2, result.err
+    assert len(lines) == 1, result.err
+    assert result.out == ""
+    return lines[0]
+
+
+def test_query_prints_both_stages_as_json(run, small_index: Path) -> None:  # type: ignore[no-untyped-def]
+    result = run("query", small_index, "how do vaccines work?", "-k", 3, "--json")
+    assert result.code == 0
+    assert result.err == ""
+    answer = json.loads(result.out)
+    assert answer["query"] == "how do vaccines work?"
+    assert len(answer["hits"]) == 3
+    first = answer["hits"][0]
+    assert first["passage_id"] == "vaccine"
+    assert {"rank", "score", "retrieval_rank", "retrieval_score", "reranker_score", "text"} <= set(first)
+
+
+def test_query_prints_a_table(run, small_index: Path) -> None:  # type: ignore[no-untyped-def]
+    result = run("query", small_index, "how do vaccines work?", "-k", 2)
+    assert result.code == 0
+    assert "vaccine" in result.out
+    assert "MaxSim" in result.out
+
+
+def test_query_of_a_file_prints_a_trec_run(run, small_index: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    queries = tmp_path / "queries.tsv"
+    queries.write_text("q1\tgrowing tomatoes\nq2\tcapital of France\n", encoding="utf-8")
+    result = run("query", small_index, "--queries", queries, "-k", 2, "--format", "trec", "--no-rerank")
+    rows = [line.split() for line in result.out.splitlines()]
+    assert [row[0] for row in rows] == ["q1", "q1", "q2", "q2"]
+    assert [row[3] for row in rows] == ["1", "2", "1", "2"]
+    assert all(row[1] == "Q0" and len(row) == 6 for row in rows)
+    assert rows[0][2] == "tomato"
+    assert rows[2][2] == "paris"
+
+
+def test_exact_and_no_rerank_give_the_same_top(run, small_index: Path) -> None:  # type: ignore[no-untyped-def]
+    pruned = run("query", small_index, "tides", "--no-rerank", "--json")
+    exact = run("query", small_index, "tides", "--no-rerank", "--exact", "--json")
+    assert json.loads(pruned.out)["hits"][0]["passage_id"] == json.loads(exact.out)["hits"][0]["passage_id"] == "moon"
+
+
+def test_info_has_the_promised_keys(run, small_index: Path) -> None:  # type: ignore[no-untyped-def]
+    facts = json.loads(run("info", small_index, "--json").out)
+    assert facts["passages"] == len(PASSAGES)
+    assert facts["tokens"] > len(PASSAGES)
+    assert facts["bytes"] == sum(file.stat().st_size for file in small_index.rglob("*") if file.is_file())
+    assert facts["nbits"] == 2
+    assert {"encoder", "version"} <= set(facts)
+    assert "passages" in run("info", small_index).out
+
+
+def test_verify_says_ok_and_finds_a_changed_byte(run, small_index: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    import shutil
+
+    assert json.loads(run("verify", small_index, "--json").out) == {"ok": True, "problems": []}
+    copy = tmp_path / "copy"
+    shutil.copytree(small_index, copy)
+    victim = max((copy / "segments").rglob("*"), key=lambda file: file.stat().st_size if file.is_file() else 0)
+    content = bytearray(victim.read_bytes())
+    content[len(content) // 2] ^= 1
+    victim.chmod(0o644)
+    victim.write_bytes(content)
+    result = run("verify", copy, "--json")
+    assert result.code == 1
+    assert any(victim.name in problem for problem in json.loads(result.out)["problems"])
+
+
+def test_rerank_orders_a_list_without_an_index(run, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    passages = tmp_path / "passages.txt"
+    passages.write_text(
+        "The stock market fell by two percent on Tuesday.\n"
+        + json.dumps({"id": "b", "text": "Plant tomato seedlings in a sunny place and water them at the root."})
+        + "\n",
+        encoding="utf-8",
+    )
+    answer = json.loads(run("rerank", "how to grow tomatoes", "--passages", passages, "--json").out)
+    assert [hit["passage_id"] for hit in answer["hits"]] == ["b", "1"]
+    assert answer["hits"][0]["reranker_score"] > answer["hits"][1]["reranker_score"]
+
+
+def test_evaluate_reports_measures_latency_and_a_run(run, small_index: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    (tmp_path / "qrels").mkdir()
+    (tmp_path / "queries.jsonl").write_text('{"_id": "1", "text": "how do vaccines work?"}\n', encoding="utf-8")
+    (tmp_path / "qrels" / "test.tsv").write_text("query-id\tcorpus-id\tscore\n1\tvaccine\t1\n", encoding="utf-8")
+    result = run("evaluate", small_index, tmp_path, "--json", "--run", tmp_path / "run.trec", "--measures", "nDCG@10 R@5")
+    report = json.loads(result.out)
+    assert report["measures"] == {"nDCG@10": 1.0, "R@5": 1.0}
+    assert report["queries"] == 1
+    assert {"encode", "search", "rerank"} <= set(report["latency_ms"])
+    assert set(report["latency_ms"]["search"]) == {"p50", "p95"}
+    assert (tmp_path / "run.trec").read_text().startswith("1 Q0 vaccine 1 ")
+
+
+def test_build_reports_what_it_built(run, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    corpus = write_corpus(tmp_path / "corpus.jsonl")
+    result = run("build", corpus, tmp_path / "index", "--nbits", 4, "--json")
+    facts = json.loads(result.out)
+    assert (facts["passages"], facts["nbits"]) == (len(PASSAGES), 4)
+    assert "an index is" in one_line(run("build", corpus, tmp_path / "index"))
+
+
+def bad_corpus(tmp_path: Path, content: bytes) -> Path:
+    path = tmp_path / "corpus.jsonl"
+    path.write_bytes(content)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b'{"_id": "1", "text": "fine"}\n{"_id": "2", "text": \n', "corpus.jsonl:2"),
+        (b'{"_id": "1", "text": "fine"}\n["no object"]\n', "corpus.jsonl:2"),
+        (b'{"_id": "1", "text": "fine"}\n{"_id": "2"}\n', "corpus.jsonl:2"),
+        (b'{"_id": "1", "text": "  "}\n', "corpus.jsonl:1"),
+        (b'{"_id": "1", "text": "a"}\n{"_id": "1", "text": "b"}\n', "corpus.jsonl:2"),
+        (b'{"_id": "1", "text": "caf\xe9"}\n', "corpus.jsonl:1"),
+        (b'{"_id": "1", "text": "a\\u0000b"}\n', "corpus.jsonl:1"),
+        (b'{"_id": "1", "text": "a", "x": ' + b"[" * 100_000 + b"]" * 100_000 + b"}\n", "corpus.jsonl:1"),
+        (b"", "corpus.jsonl"),
+    ],
+    ids=["malformed", "array", "no-text", "blank-text", "duplicate", "latin-1", "nul", "deep", "empty"],
+)
+def test_a_bad_corpus_is_one_line_and_leaves_nothing(run, tmp_path: Path, content: bytes, message: str) -> None:  # type: ignore[no-untyped-def]
+    assert message in one_line(run("build", bad_corpus(tmp_path, content), tmp_path / "index"))
+    assert not (tmp_path / "index").exists()
+
+
+def test_a_missing_corpus_is_named(run, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    assert "nowhere.jsonl" in one_line(run("build", tmp_path / "nowhere.jsonl", tmp_path / "index"))
+    assert not (tmp_path / "index").exists()
+
+
+@pytest.mark.parametrize("command", ["query", "info", "verify"])
+def test_a_folder_that_is_no_index_is_named(run, tmp_path: Path, command: str) -> None:  # type: ignore[no-untyped-def]
+    extra = ["text"] if command == "query" else []
+    assert str(tmp_path) in one_line(run(command, tmp_path, *extra))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["-k", "0", "x"], "k must be a whole number of at least 1, got 0"),
+        (["-k", "-3", "x"], "k must be a whole number of at least 1, got -3"),
+        ([""], "query"),
+        (["x" * 100_000], "100,000"),
+        (["--num-candidates", "0", "x"], "num_candidates"),
+        (["--config", "nowhere.yaml", "x"], "nowhere.yaml"),
+        (["--queries", "nowhere.tsv"], "nowhere.tsv"),
+    ],
+)
+def test_a_bad_query_is_one_line(run, small_index: Path, arguments: list[str], message: str) -> None:  # type: ignore[no-untyped-def]
+    assert message in one_line(run("query", small_index, *arguments))
+
+
+def test_an_unknown_model_says_how_to_get_it(run, small_index: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    config = tmp_path / "config.yaml"
+    config.write_text("reranker:\n  model: nobody/no-such-model\n")
+    message = one_line(run("query", small_index, "x", "--config", config))
+    assert "nobody/no-such-model" in message
+    assert "hf download" in message
+
+
+def test_an_unknown_measure_is_one_line(run, small_index: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    assert "nDCG@10" in one_line(run("evaluate", small_index, tmp_path, "--measures", "nDCX@10"))
+
+
+def test_usage_errors_exit_with_2(run, small_index: Path) -> None:  # type: ignore[no-untyped-def]
+    assert run("query", small_index).code == 2
+    assert run("no-such-command").code == 2
+    assert run("query", small_index, "x", "--queries", "y").code == 2
+
+
+def test_help_and_version_exit_with_0(run) -> None:  # type: ignore[no-untyped-def]
+    assert run("--version").code == 0
+    assert "build" in run("--help").out
+
+
+def test_doctor_passes_its_self_test(run) -> None:  # type: ignore[no-untyped-def]
+    report = json.loads(run("doctor", "--json").out)
+    assert report["ok"], [check for check in report["checks"] if check["status"] == "failed"]
+    assert [check["status"] for check in report["checks"] if check["name"].startswith("self-test")] == ["ok", "ok"]
+
+
+def test_a_closed_pipe_is_no_traceback(small_index: Path) -> None:
+    command = " ".join([f"'{part}'" for part in [*CLI, "info", str(small_index)]]) + " | true"
+    result = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=60)
+    assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize("script", ["build_index.py", "query.py", "evaluate.py"])
+def test_the_scripts_take_the_same_arguments(script: str) -> None:
+    path = Path(__file__).parent.parent / "scripts" / script
+    result = subprocess.run([sys.executable, str(path), "--help"], capture_output=True, text=True, timeout=60)
+    assert result.returncode == 0
+    assert "INDEX" in result.stdout
