@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +17,23 @@ DTYPES = ("float32", "float16", "bfloat16")
 
 def require(package: str, purpose: str, extra: str = "torch") -> Any:
     """Import an optional package, or raise `OptionalDependencyError` that names its extra."""
-    if importlib.util.find_spec(package) is None:
-        raise OptionalDependencyError(package, extra, purpose)
+    top = package.partition(".")[0]
+    if importlib.util.find_spec(top) is None:
+        raise OptionalDependencyError(top, extra, purpose)
     return importlib.import_module(package)
+
+
+@contextmanager
+def no_progress_bars() -> Iterator[None]:
+    """transformers draws bars while it loads, terminal or not; afterwards its setting is what it was."""
+    settings = require("transformers.utils.logging", "loading a checkpoint")
+    enabled = settings.is_progress_bar_enabled()
+    settings.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if enabled:
+            settings.enable_progress_bar()
 
 
 def placement(torch: Any, device: str, dtype: str) -> tuple[Any, Any]:

@@ -113,8 +113,8 @@ def test_explain_names_the_matching_tokens_and_sums_to_maxsim(pipeline: Pipeline
     score = dict(zip(exact.ids, exact.scores, strict=True))["vaccine"]
     assert explanation.retrieval_score == pytest.approx(score, abs=1e-3)
     assert sum(match.similarity for match in explanation.matches) == pytest.approx(score, abs=1e-3)
-    pairs = {match.query_token.strip("▁ ").lower(): match.passage_token.lower() for match in explanation.matches}
-    assert any("vaccin" in query_token and "vaccin" in pairs[query_token] for query_token in pairs)
+    matched = {match.query_token: match.passage_token for match in pipeline.explain("the immune system", "vaccine").matches}
+    assert matched["▁system"] == "▁system"
 
 
 def test_explain_works_on_a_passage_of_several_windows(pipeline: Pipeline) -> None:

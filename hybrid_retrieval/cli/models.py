@@ -55,3 +55,20 @@ def doctor(context: click.Context, as_json: bool) -> None:
         table_console().print(table)
     if failed:
         context.exit(1)
+
+
+@click.command()
+@click.option("--folder", type=click.Path(file_okay=False), help="Where to keep the index. Default: a temporary folder.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def demo(folder: str | None, as_json: bool) -> None:
+    """Index a real collection with the embedded pair and ask it questions in five languages (a few minutes)."""
+    from hybrid_retrieval.evaluation.demo import run_demo
+
+    with tempfile.TemporaryDirectory() as temporary, progress_bar(quiet=as_json) as progress:
+        result = run_demo(
+            Path(folder) if folder else Path(temporary) / "demo",
+            console=None if as_json else table_console(),
+            progress=progress,
+        )
+    if as_json:
+        echo_json(result)

@@ -101,6 +101,7 @@ class Encoder:
         A query over the checkpoint's limit is cut there, as the convention says, with a warning. Raises `QueryError` for
         an empty query or one of more than 10,000 characters.
         """
+        _check_many(texts, "encode_queries")
         rows, masks = [], []
         for text in texts:
             check_query(text)
@@ -112,7 +113,7 @@ class Encoder:
                 attended = len(ids) if expansion.attend else attended
             rows.append(ids)
             masks.append(attended)
-        return self._encode(rows, masks, self.convention.query, "query")
+        return self._encode(rows, masks, self.convention.query, "query", range(len(rows)), len(rows))
 
     def encode_passages(self, texts: Sequence[str]) -> Ragged:
         """One row a passage, over unit float32 vectors [T, D]; a long passage's row holds all of its windows."""
@@ -125,19 +126,26 @@ class Encoder:
         A passage within the limit is one window; a longer one is split on sentence or word bounds, neighbours sharing
         up to `overlap_tokens`. Raises `InputError` for a passage without text.
         """
+        _check_many(texts, "encode_windows and encode_passages")
         side = self.convention.passage
         rows: list[list[int]] = []
         counts = []
-        for text in texts:
+        for position, text in enumerate(texts):
+            if not isinstance(text, str) or not text.strip():
+                raise InputError(f"passage {position} of {len(texts)} has no text")
             windows = self._windows(text, overlap_tokens)
             rows.extend(side.wrap(window) for window in windows)
             counts.append(len(windows))
         offsets = np.zeros(len(counts) + 1, np.int64)
         np.cumsum(counts, out=offsets[1:])
-        return self._encode(rows, [len(row) for row in rows], side, "passage window"), offsets
+        owners = np.repeat(np.arange(len(counts)), counts)
+        return self._encode(rows, [len(row) for row in rows], side, "passage", owners, len(counts)), offsets
 
-    def tokens(self, text: str, side: Literal["query"]) -> list[str]:
-        """The pieces of a query that its vectors stand for, aligned with `encode_query`."""
+    def tokens(self, text: str, side: Literal["query", "passage"]) -> list[str]:
+        """The pieces that a text's vectors stand for, aligned with `encode_query` or a row of `encode_passages`."""
+        if side == "passage":
+            return [piece for window in self.window_tokens(text) for piece in window]
+        check_query(text)
         ids = self._query_ids(text)
         expansion = self.convention.query.expansion
         if expansion is not None:
@@ -169,14 +177,23 @@ class Encoder:
         return side.wrap(ids)
 
     def _windows(self, text: str, overlap_tokens: int) -> list[list[int]]:
-        if not text.strip():
-            raise InputError("a passage without text cannot be encoded")
         encoding = self._tokenizer.encode(text, add_special_tokens=False)
         spans = split_windows(text, encoding.offsets, self.convention.passage.room, overlap_tokens)
         return [encoding.ids[start:end] for start, end in spans]
 
-    def _encode(self, rows: list[list[int]], attended: list[int], side: Side, what: str) -> Ragged:
-        """Token vectors of rows of ids, of which the first `attended[i]` are seen by attention."""
+    def _encode(
+        self,
+        rows: list[list[int]],
+        attended: list[int],
+        side: Side,
+        what: str,
+        owners: Sequence[int] | NDArray[np.int64],
+        count: int,
+    ) -> Ragged:
+        """Token vectors of rows of ids, of which the first `attended[i]` are seen by attention.
+
+        what, owners, count: row i belongs to text `owners[i]` of `count`, for messages.
+        """
         skip = np.array(side.skip_ids, np.int64)
         kept = [~np.isin(row, skip) for row in rows]
         offsets = np.zeros(len(rows) + 1, np.int64)
@@ -190,9 +207,14 @@ class Encoder:
             for line, i in enumerate(batch):
                 chosen = vectors[line, : len(rows[i])][kept[i]]
                 if not np.isfinite(chosen).all():
-                    raise ModelError(f"{self.name} gave a NaN or infinite vector for {what} {i} of {len(rows)}")
+                    raise ModelError(f"{self.name} gave a NaN or infinite vector for {what} {owners[i]} of {count}")
                 data[offsets[i] : offsets[i + 1]] = chosen
         return Ragged(data, offsets)
+
+
+def _check_many(texts: Sequence[str], function: str) -> None:
+    if isinstance(texts, str):
+        raise InputError(f"{function} takes a sequence of texts; got one string")
 
 
 def check_query(text: str) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from hybrid_retrieval.checkpoints import require, weight_files
+from hybrid_retrieval.checkpoints import no_progress_bars, require, weight_files
 from hybrid_retrieval.encoders.convention import EncodingConvention, Expansion, Side
 from hybrid_retrieval.errors import ModelError
 
@@ -22,7 +22,8 @@ def load_pylate(folder: Path) -> tuple[Any, Any, EncodingConvention, Any, list[A
     torch = require("torch", f"the checkpoint {folder}")
     library = require("sentence_transformers", f"the checkpoint {folder}")
     try:
-        model = library.MultiVectorEncoder(str(folder), device="cpu", local_files_only=True)
+        with no_progress_bars():
+            model = library.MultiVectorEncoder(str(folder), device="cpu", local_files_only=True)
     except (OSError, ValueError, KeyError, RuntimeError, ImportError, AttributeError) as error:
         raise ModelError(f"{folder}: sentence-transformers cannot read it ({' '.join(str(error).split())})") from None
     first, rest = model[0], list(model)[1:]

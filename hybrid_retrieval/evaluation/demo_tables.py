@@ -121,7 +121,8 @@ def _table(*columns: tuple[str, Any]) -> Table:
 
 
 def _add_text_column(table: Table, console: Console, used: int) -> None:
-    """A column that takes what the others, `used` cells wide, leave of the line. Rich would shrink the others."""
+    """A column that takes what the others, `used` cells wide, leave of the line. Rich would shrink the
+    others."""
     table.add_column("text", overflow="ellipsis", no_wrap=True, max_width=max(20, console.width - used))
 
 

@@ -10,7 +10,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hybrid_retrieval.checkpoints import checkpoint_tokenizer, model_name, placement, require, weight_files
+from hybrid_retrieval.checkpoints import (
+    checkpoint_tokenizer,
+    model_name,
+    no_progress_bars,
+    placement,
+    require,
+    weight_files,
+)
 from hybrid_retrieval.errors import ModelError
 from hybrid_retrieval.model_files import fingerprint
 from hybrid_retrieval.rerankers.backend import RerankerBackend
@@ -47,7 +54,8 @@ def torch_parts(folder: Path, *, device: str, dtype: str, threads: int, max_toke
     transformers = require("transformers", f"the checkpoint {folder}")
     tokenizer, tokenizer_bytes = checkpoint_tokenizer(folder)
     try:
-        model = transformers.AutoModelForSequenceClassification.from_pretrained(str(folder))
+        with no_progress_bars():
+            model = transformers.AutoModelForSequenceClassification.from_pretrained(str(folder))
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise ModelError(f"{folder}: not a sequence classifier ({' '.join(str(error).split())})") from None
     config = model.config

@@ -57,7 +57,8 @@ class Manifest:
                 "use the release that wrote it, or build the index anew"
             )
         stated = body.get("checksum")
-        if stated != _checksum({key: value for key, value in body.items() if key != "checksum"}):
+        unsigned = {key: value for key, value in body.items() if key != "checksum"}
+        if stated != _checksum(unsigned) or canonical_json(body) != data:
             raise IndexDamagedError(
                 f"{source}: the manifest is damaged (its checksum is wrong); an older version "
                 "is not used in its place, since that would drop a commit"

@@ -168,10 +168,41 @@ def reranker_graph(
     """Graph of ``modules.CrossEncoder``: logits float32 [B]."""
     builder = GraphBuilder(base, _split(state), int8=int8)
     hidden = builder.trunk(where)
+    interaction = _interaction(builder, hidden, float(state["scale"]))
     (first,) = builder.node("Gather", [hidden, builder.constant("first", np.array(0, np.int64))], axis=1)
     weights = [builder.constant(name, state[name]) for name in ("dense.weight", "dense.bias", "out.weight", "out.bias")]
     (dense,) = builder.node("Gemm", [first, weights[0], weights[1]], transB=1)
     (bounded,) = builder.node("Tanh", [dense])
     (logit,) = builder.node("Gemm", [bounded, weights[2], weights[3]], transB=1)
     (flat,) = builder.node("Squeeze", [logit, builder.constant("last", np.array([1], np.int64))])
-    return builder.model("logits", flat, ["batch"])
+    (total,) = builder.node("Add", [flat, interaction])
+    return builder.model("logits", total, ["batch"])
+
+
+def _interaction(builder: GraphBuilder, hidden: str, scale: float) -> str:
+    """The scaled mean MaxSim of ``modules.CrossEncoder``: float32 [B]."""
+    end, two = builder.constant("end", np.array(2, np.int64)), builder.constant("two", np.array(2, np.int32))
+    zero, none = builder.constant("bos", np.array(0, np.int64)), builder.constant("none", np.array(0, np.int32))
+    (is_end,) = builder.node("Equal", ["input_ids", end])
+    (ends,) = builder.node("Cast", [is_end], to=TensorProto.INT32)
+    (part,) = builder.node("CumSum", [ends, builder.constant("along", np.array(1, np.int64))])
+    (before,) = builder.node("Equal", [part, none])
+    (is_bos,) = builder.node("Equal", ["input_ids", zero])
+    (not_bos,) = builder.node("Not", [is_bos])
+    (query,) = builder.node("And", [before, not_bos])
+    (weights,) = builder.node("Cast", [query], to=TensorProto.FLOAT)
+    (after,) = builder.node("Equal", [part, two])
+    (not_end,) = builder.node("Not", [is_end])
+    (passage,) = builder.node("And", [after, not_end])
+    (row,) = builder.node("Unsqueeze", [passage, builder.constant("middle", np.array([1], np.int64))])
+    (unit,) = builder.node("LpNormalization", [hidden], axis=-1, p=2)
+    (turned,) = builder.node("Transpose", [unit], perm=[0, 2, 1])
+    (products,) = builder.node("MatMul", [unit, turned])
+    (masked,) = builder.node("Where", [row, products, builder.constant("least", np.array(-1, np.float32))])
+    (best,) = builder.node("ReduceMax", [masked, builder.constant("ending", np.array([2], np.int64))], keepdims=0)
+    (weighed,) = builder.node("Mul", [best, weights])
+    second = builder.constant("second", np.array([1], np.int64))
+    (total,) = builder.node("ReduceSum", [weighed, second], keepdims=0)
+    (count,) = builder.node("ReduceSum", [weights, second], keepdims=0)
+    (mean,) = builder.node("Div", [total, count])
+    return builder.node("Mul", [mean, builder.constant("scale", np.array(scale, np.float32))])[0]

@@ -99,7 +99,13 @@ class Encoder(nn.Module):
 
 
 class CrossEncoder(nn.Module):
-    """Cross-encoder: first token -> dense -> tanh -> one logit; returns float32 [B]."""
+    """Cross-encoder over ``<s> query </s></s> passage </s>``; returns one logit a pair, float32 [B].
+
+    Query and passage attend to each other in every layer. The logit is a scaled mean MaxSim of the query's final states with
+    the passage's (so that training starts from a working ranking) plus first token -> dense -> tanh -> 1.
+    """
+
+    END = 2
 
     def __init__(self, trunk: Trunk) -> None:
         super().__init__()
@@ -107,10 +113,19 @@ class CrossEncoder(nn.Module):
         self.trunk = trunk
         self.dense = nn.Linear(hidden, hidden)
         self.out = nn.Linear(hidden, 1)
-        with torch.no_grad():  # starts as (nearly) the identity on the first token's state
+        self.scale = nn.Parameter(torch.tensor(30.0))
+        with torch.no_grad():  # starts as the identity on the first token's state, without influence
             self.dense.weight.copy_(torch.eye(hidden))
             self.dense.bias.zero_()
+            self.out.weight.zero_()
+            self.out.bias.zero_()
 
     def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
-        first = self.trunk(ids, mask)[:, 0]
-        return self.out(torch.tanh(self.dense(first)))[:, 0]
+        x = self.trunk(ids, mask)
+        part = (ids == self.END).cumsum(1)  # 0: query, 2: passage, 3: after it
+        is_query = ((part == 0) & (ids != 0)).float()
+        is_passage = (part == 2) & (ids != self.END)
+        unit = F.normalize(x, dim=-1)
+        best = (unit @ unit.transpose(1, 2)).masked_fill(~is_passage[:, None], -1.0).amax(-1)
+        maxsim = (best * is_query).sum(1) / is_query.sum(1)
+        return self.scale * maxsim + self.out(torch.tanh(self.dense(x[:, 0])))[:, 0]

@@ -87,4 +87,4 @@ def train_reranker(
         hit = (logits.view(-1, 1 + NEGATIVES).argmax(-1) == 0).float().mean()
         return loss, {"loss": loss.item(), "hit": hit.item()}
 
-    return train(model, step, steps=steps, rate=2e-4, head_rate=5e-4, checkpoint=checkpoint, resume=resume)
+    return train(model, step, steps=steps, rate=1.5e-4, head_rate=5e-4, checkpoint=checkpoint, resume=resume)

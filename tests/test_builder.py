@@ -1,0 +1,311 @@
+"""Building from a corpus: what is stored, the same bytes every time, bad input that leaves nothing behind."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from hybrid_retrieval.builder import build_from_vectors, build_index
+from hybrid_retrieval.config import IndexConfig, PipelineConfig
+from hybrid_retrieval.errors import (
+    ArrayError,
+    ConfigError,
+    CorpusError,
+    IndexExistsError,
+    IndexNotFoundError,
+    ModelError,
+    ModelMismatchError,
+)
+from hybrid_retrieval.ragged import Ragged
+from hybrid_retrieval.storage import Snapshot, verify
+from hybrid_retrieval.types import Passage
+from tests.support import HashEncoder, HashTokenizer, clustered, make_passages, random_unit, tree
+
+ROOT = Path(__file__).parents[1]
+CONFIG = PipelineConfig(index=IndexConfig(chunk_passages=16, window_overlap=2))
+
+
+def build(path: Path, corpus: Any = None, **options: Any) -> None:
+    options = {"encoder": HashEncoder(), "reranker_tokenizer": HashTokenizer(), "config": CONFIG, **options}
+    build_index(make_passages(50) if corpus is None else corpus, path, **options)
+
+
+def test_the_same_input_gives_the_same_bytes(tmp_path: Path) -> None:
+    build(tmp_path / "a")
+    build(tmp_path / "b")
+    assert tree(tmp_path / "a") == tree(tmp_path / "b")
+
+
+def test_one_and_two_threads_give_the_same_bytes(tmp_path: Path) -> None:
+    for threads in ("1", "2"):
+        code = (
+            "from pathlib import Path\nfrom tests.test_builder import build, make_passages\n"
+            f"build(Path({str(tmp_path / threads)!r}), make_passages(120))"
+        )
+        environment = {**os.environ, "OMP_NUM_THREADS": threads, "OPENBLAS_NUM_THREADS": threads}
+        subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, check=True)
+    assert tree(tmp_path / "1") == tree(tmp_path / "2")
+
+
+@pytest.mark.parametrize("count", [1, 2, 16, 17])
+def test_small_collections_build(tmp_path: Path, count: int) -> None:
+    build(tmp_path / "x", make_passages(count))
+    assert Snapshot.open(tmp_path / "x").num_passages == count
+    assert verify(tmp_path / "x") == []
+
+
+def test_ten_identical_passages_build(tmp_path: Path) -> None:
+    build(tmp_path / "x", [Passage(f"p{i}", "word1 word2 word3") for i in range(10)])
+    assert verify(tmp_path / "x") == []
+
+
+def test_a_passage_is_encoded_once(tmp_path: Path) -> None:
+    encoder = HashEncoder()
+    build(tmp_path / "x", encoder=encoder)
+    assert encoder.calls == 4  # 50 passages in chunks of 16: the training sample's vectors are kept
+
+
+def test_titles_are_read_or_left_out_as_configured(tmp_path: Path) -> None:
+    corpus = [Passage("a", "word2 word3", "word1")]
+    build(tmp_path / "with", corpus)
+    build(
+        tmp_path / "without",
+        corpus,
+        config=dataclasses.replace(CONFIG, index=IndexConfig(include_title=False)),
+    )
+    assert Snapshot.open(tmp_path / "with").num_tokens == 3
+    assert Snapshot.open(tmp_path / "without").num_tokens == 2
+
+
+def test_a_long_passage_is_split_not_cut(tmp_path: Path) -> None:
+    build(tmp_path / "x", [Passage("long", " ".join(f"word{i % 100}" for i in range(1000)))])
+    snapshot = Snapshot.open(tmp_path / "x")
+    assert snapshot.num_windows > 100
+    assert snapshot.num_tokens >= 1000
+
+
+def test_metadata_titles_and_texts_of_any_script_come_back(tmp_path: Path) -> None:
+    corpus = [Passage("ключ", "word1", "", {"a": [1, None, {"b": "日本"}]}), Passage("2", "word2")]
+    build(tmp_path / "x", iter(corpus))
+    snapshot = Snapshot.open(tmp_path / "x")
+    assert [snapshot.passage(row) for row in (0, 1)] == corpus
+
+
+def test_progress_is_told_and_ends_at_the_total(tmp_path: Path) -> None:
+    told: list[tuple[str, int, int]] = []
+    build(tmp_path / "x", progress=lambda *step: told.append(step))
+    last = {step: (done, total) for step, done, total in told}
+    assert last == {"read": (50, 50), "sample": (50, 50), "train": (1, 1), "encode": (50, 50), "commit": (1, 1)}
+
+
+NESTED: list[Any] = []
+for _ in range(100_000):
+    NESTED = [NESTED]
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        (Passage("p3", "word1"), "ids must be unique"),
+        (Passage("", "word1"), "id is empty"),
+        (Passage("x" * 513, "word1"), "513 bytes"),
+        (Passage("a\0b", "word1"), "NUL"),
+        (Passage("x", ""), "text is empty"),
+        (Passage("x", " \n\t"), "text is empty"),
+        (Passage("x", "a\0b"), "NUL"),
+        (Passage("x", "a\ud800b"), "surrogate"),
+        (Passage("x", "word1", "t\0"), "title"),
+        (Passage("x", None), "must be a string"),  # type: ignore[arg-type]
+        (Passage(7, "word1"), "must be a string"),  # type: ignore[arg-type]
+        (Passage("x", "word1", "", {"a": float("nan")}), "metadata"),
+        (Passage("x", "word1", "", {"a": {1, 2}}), "metadata"),
+        (Passage("x", "word1", "", {"a": NESTED}), "metadata"),
+        ({"_id": "x"}, "expected a Passage"),
+    ],
+)
+def test_a_bad_passage_leaves_nothing_behind(tmp_path: Path, bad: Any, message: str) -> None:
+    with pytest.raises(CorpusError, match=message) as error:
+        build(tmp_path / "x", [*make_passages(5), bad])
+    assert "passage 5" in str(error.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_empty_corpus_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(CorpusError, match="empty"):
+        build(tmp_path / "x", [])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_index_is_not_replaced_unless_asked(tmp_path: Path) -> None:
+    build(tmp_path / "x")
+    before = tree(tmp_path / "x")
+    with pytest.raises(IndexExistsError, match="overwrite"):
+        build(tmp_path / "x", make_passages(3))
+    assert tree(tmp_path / "x") == before
+    with pytest.raises(CorpusError):
+        build(tmp_path / "x", [], overwrite=True)
+    assert tree(tmp_path / "x") == before
+    build(tmp_path / "x", make_passages(3), overwrite=True)
+    assert Snapshot.open(tmp_path / "x").num_passages == 3
+    assert len(list((tmp_path / "x" / "segments").iterdir())) == 1
+
+
+class Failing(HashEncoder):
+    """Fails at its nth call."""
+
+    def __init__(self, at: int) -> None:
+        super().__init__()
+        self.at = at
+
+    def encode_windows(self, texts: list[str], overlap_tokens: int = 2) -> tuple[Ragged, np.ndarray]:
+        if self.calls == self.at:
+            raise MemoryError("no more")
+        return super().encode_windows(texts, overlap_tokens)
+
+
+@pytest.mark.parametrize("at", [0, 1, 3])
+def test_a_failed_build_is_no_index_and_resumes_to_the_same_bytes(tmp_path: Path, at: int) -> None:
+    build(tmp_path / "whole")
+    with pytest.raises(MemoryError):
+        build(tmp_path / "x", encoder=Failing(at))
+    with pytest.raises(IndexNotFoundError, match="--resume"):
+        Snapshot.open(tmp_path / "x")
+    with pytest.raises(IndexExistsError, match="--resume"):
+        build(tmp_path / "x")
+    build(tmp_path / "x", resume=True)
+    assert tree(tmp_path / "x") == tree(tmp_path / "whole")
+
+
+def test_a_build_resumes_only_as_what_it_was(tmp_path: Path) -> None:
+    with pytest.raises(MemoryError):
+        build(tmp_path / "x", encoder=Failing(2))
+    before = tree(tmp_path / "x")
+    other = dataclasses.replace(CONFIG, index=dataclasses.replace(CONFIG.index, nbits=4))
+    for options, error, message in (
+        ({"encoder": HashEncoder(name="other")}, ModelMismatchError, "another encoder"),
+        ({"reranker_tokenizer": None}, ModelMismatchError, "another reranker"),
+        ({"config": other}, ConfigError, r"index\.nbits"),
+        ({"corpus": make_passages(50, seed=1)}, CorpusError, "another corpus"),
+        ({"corpus": make_passages(49)}, CorpusError, "another corpus"),
+    ):
+        with pytest.raises(error, match=message):
+            build(tmp_path / "x", resume=True, **options)
+        assert tree(tmp_path / "x") == before
+    build(tmp_path / "x", resume=True)
+    assert verify(tmp_path / "x") == []
+
+
+def test_resuming_a_finished_build_changes_nothing(tmp_path: Path) -> None:
+    build(tmp_path / "x")
+    before = tree(tmp_path / "x")
+    build(tmp_path / "x", resume=True)
+    assert tree(tmp_path / "x") == before
+    with pytest.raises(CorpusError, match="another corpus"):
+        build(tmp_path / "x", make_passages(3), resume=True)
+    assert tree(tmp_path / "x") == before
+
+
+def test_resuming_where_nothing_was_begun_builds(tmp_path: Path) -> None:
+    build(tmp_path / "x", resume=True)
+    assert verify(tmp_path / "x") == []
+
+
+def test_a_corpus_that_fails_while_it_is_read_leaves_nothing(tmp_path: Path) -> None:
+    def corpus() -> Iterator[Passage]:
+        yield from make_passages(3)
+        raise CorpusError("corpus.jsonl:4: not JSON")
+
+    with pytest.raises(CorpusError, match="corpus.jsonl:4"):
+        build(tmp_path / "x", corpus())
+    assert list(tmp_path.iterdir()) == []
+
+
+class Wrong(HashEncoder):
+    """Gives what an encoder must not give."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind = kind
+
+    def encode_windows(self, texts: list[str], overlap_tokens: int = 2) -> tuple[Ragged, np.ndarray]:
+        vectors, offsets = super().encode_windows(texts, overlap_tokens)
+        if self.kind == "nan":
+            vectors.data[0, 0] = np.nan
+        elif self.kind == "dimensions":
+            vectors = Ragged(vectors.data[:, :32].copy(), vectors.offsets)
+        else:
+            offsets = offsets[:-1]
+        return vectors, offsets
+
+
+@pytest.mark.parametrize("kind", ["nan", "dimensions", "windows"])
+def test_impossible_output_of_an_encoder_is_an_error(tmp_path: Path, kind: str) -> None:
+    with pytest.raises(ModelError, match="hash gave"):
+        build(tmp_path / "x", encoder=Wrong(kind))
+    with pytest.raises(IndexNotFoundError):
+        Snapshot.open(tmp_path / "x")
+
+
+VECTORS = clustered([5, 0, 1, 12], 64)
+IDS = ["a", "b", "c", "d"]
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32])
+def test_vectors_of_your_own_build(tmp_path: Path, dtype: Any) -> None:
+    build_from_vectors(tmp_path / "x", IDS, VECTORS.data.astype(dtype), VECTORS.offsets)
+    snapshot = Snapshot.open(tmp_path / "x")
+    assert (snapshot.num_passages, snapshot.num_windows, snapshot.num_tokens) == (4, 4, 18)
+    assert [snapshot.passage_id(row) for row in range(4)] == IDS
+    assert verify(tmp_path / "x") == []
+
+
+def test_vectors_built_twice_give_the_same_bytes(tmp_path: Path) -> None:
+    for name in "ab":
+        build_from_vectors(tmp_path / name, IDS, VECTORS.data, VECTORS.offsets)
+    assert tree(tmp_path / "a") == tree(tmp_path / "b")
+
+
+def changed(row: int, value: float) -> np.ndarray:
+    data = VECTORS.data.copy()
+    data[row] = value
+    return data
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"data": changed(3, np.nan)}, ArrayError, "row 3 has a NaN"),
+        ({"data": changed(3, np.inf)}, ArrayError, "row 3 has a NaN or an infinity"),
+        ({"data": changed(4, 0.2)}, ArrayError, "row 4 has norm 1.6"),
+        ({"data": changed(4, 0)}, ArrayError, "row 4 has norm 0"),
+        ({"data": VECTORS.data.astype(np.float64)}, ArrayError, "float16 or float32"),
+        ({"data": VECTORS.data.tolist()}, ArrayError, "got list"),
+        ({"data": random_unit(18, 60)}, ArrayError, "multiples of 8"),
+        ({"data": VECTORS.data[:0], "offsets": np.zeros(5, np.int64)}, ArrayError, "at least one row"),
+        ({"offsets": VECTORS.offsets.astype(np.int32)}, ArrayError, "int64"),
+        ({"offsets": VECTORS.offsets[:-1]}, ArrayError, "offsets must run"),
+        ({"offsets": np.array([0, 9, 5, 6, 18])}, ArrayError, "never fall"),
+        ({"ids": IDS[:3]}, ArrayError, "4 passages, but there are 3 ids"),
+        ({"ids": ["a", "b", "a", "d"]}, CorpusError, "passage 2"),
+        ({"ids": ["a", "", "c", "d"]}, CorpusError, "empty"),
+        ({"ids": [1, 2, 3, 4]}, CorpusError, "must be a string"),
+        ({"ids": "abcd"}, CorpusError, "sequence of strings"),
+        ({"ids": []}, CorpusError, "no ids"),
+        ({"nbits": 3}, ConfigError, "nbits"),
+    ],
+)
+def test_impossible_vectors_leave_nothing_behind(
+    tmp_path: Path, change: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    arguments = {"ids": IDS, "data": VECTORS.data, "offsets": VECTORS.offsets, **change}
+    with pytest.raises(error, match=message):
+        build_from_vectors(tmp_path / "x", **arguments)
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,118 @@
+"""`Index`: the user's view of a build, a search and a check."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from hybrid_retrieval.config import PipelineConfig
+from hybrid_retrieval.errors import CorpusError, IndexNotFoundError, ModelMismatchError, QueryError
+from hybrid_retrieval.index import Index
+from hybrid_retrieval.types import Passage
+from tests.support import HashEncoder, HashTokenizer, clustered, make_passages
+
+PASSAGES = make_passages(30)
+
+
+@pytest.fixture(scope="module")
+def index(tmp_path_factory: pytest.TempPathFactory) -> Index:
+    path = tmp_path_factory.mktemp("index") / "x"
+    return Index.build(PASSAGES, path, encoder=HashEncoder(), reranker=HashTokenizer(), nbits=4)
+
+
+def test_info_says_what_the_index_holds(index: Index) -> None:
+    info = index.info()
+    expected = {"passages": 30, "nbits": 4, "dimensions": 64, "encoder": "hash", "reranker": "hash-reranker"}
+    assert expected.items() <= info.items()
+    assert info["version"] == 1
+    files = [p for p in index.path.rglob("*") if p.is_file()]
+    assert info["bytes"] == sum(p.stat().st_size for p in files)
+    assert info["tokens"] == sum(len(v) for row in range(30) for v in index.token_vectors(row))
+
+
+def test_a_search_finds_the_passage_that_the_words_come_from(index: Index) -> None:
+    for row in (0, 7, 29):
+        ranking = index.search(HashEncoder().encode_query(PASSAGES[row].content()), k=5)
+        hit = ranking[0]
+        assert hit.passage_id == PASSAGES[row].passage_id
+        assert (hit.text, hit.title, hit.metadata) == (PASSAGES[row].text, PASSAGES[row].title, PASSAGES[row].metadata)
+        assert (hit.rank, hit.retrieval_rank, hit.reranker_score) == (1, 1, None)
+        assert hit.score == hit.retrieval_score
+        assert len(ranking) == 5
+
+
+def test_the_score_is_the_best_windows(index: Index) -> None:
+    query = HashEncoder().encode_query("word1 word2 word3")
+    rows, scores = index.search_rows(query, k=30, exact=True)
+    for row, score in zip(rows.tolist(), scores.tolist(), strict=True):
+        best = max(float((query @ window.T).max(axis=1).sum()) for window in index.token_vectors(row))
+        assert score == pytest.approx(best, rel=1e-4, abs=1e-4)
+
+
+def test_the_configuration_is_kept(index: Index) -> None:
+    config = PipelineConfig.from_dict(index.config)
+    assert config.index.nbits == 4
+    assert index.include_title is True
+    assert index.window_overlap == 32
+
+
+def test_opening_with_another_encoder_is_an_error(index: Index) -> None:
+    encoder = HashEncoder()
+    index.check_encoder(encoder.identity, encoder.name)
+    with pytest.raises(ModelMismatchError, match="'hash', not with 'other'"):
+        index.check_encoder("f00", "other")
+    with pytest.raises(ModelMismatchError, match="same name"):
+        index.check_encoder("f00", "hash")
+
+
+def test_reranker_tokens_are_there_for_the_tokenizer_that_made_them(index: Index) -> None:
+    assert index.reranker_tokenizer == HashTokenizer().tokenizer_identity
+    tokens = index.reranker_tokens(np.array([3, 1]))
+    assert tokens is not None
+    assert tokens[1].tolist() == HashTokenizer().tokenize([PASSAGES[1].content()])[0].tolist()
+
+
+def test_without_a_reranker_there_are_no_tokens(tmp_path: Path) -> None:
+    index = Index.build(PASSAGES, tmp_path / "x", encoder=HashEncoder(), reranker=None)
+    assert index.reranker_tokenizer is None
+    assert index.reranker_tokens(np.array([0])) is None
+
+
+def test_mappings_and_files_are_taken_as_passages(tmp_path: Path) -> None:
+    records = [{"_id": "a", "text": "word1 word2", "year": 1999}, {"id": 2, "contents": "word3"}]
+    built = Index.build(records, tmp_path / "x", encoder=HashEncoder(), reranker=None)
+    assert built.passage(0) == Passage("a", "word1 word2", "", {"year": 1999})
+    assert built.row_of("2") == 1
+    (tmp_path / "c.jsonl").write_text('{"_id": "a", "text": "word1"}\n{"_id": "b", "text": "word2"}\n')
+    assert Index.build(tmp_path / "c.jsonl", tmp_path / "y", encoder=HashEncoder(), reranker=None).passages == 2
+
+
+@pytest.mark.parametrize("corpus", [[{"_id": "a"}], ["just text"], "nowhere.jsonl"])
+def test_what_is_no_corpus_leaves_nothing_behind(tmp_path: Path, corpus: object) -> None:
+    with pytest.raises(CorpusError):
+        Index.build(corpus, tmp_path / "x", encoder=HashEncoder(), reranker=None)  # type: ignore[arg-type]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_vectors_of_your_own(tmp_path: Path) -> None:
+    rows = clustered([4, 6, 5], 96)
+    index = Index.from_vectors(tmp_path / "x", ["a", "b", "c"], rows.data, rows.offsets, nbits=8)
+    ranking = index.search(rows[1], k=2)
+    assert ranking.ids[0] == "b"
+    assert ranking.scores[0] == pytest.approx(6, abs=0.05)
+    assert index.encoder is None
+    index.check_encoder("any", "any")
+    assert index.verify() == Index.verify_path(tmp_path / "x") == []
+
+
+def test_where_there_is_no_index(tmp_path: Path) -> None:
+    for action in (Index.open, Index.verify_path):
+        with pytest.raises(IndexNotFoundError, match="no index"):
+            action(tmp_path / "x")
+
+
+def test_k_below_one_is_refused(index: Index) -> None:
+    with pytest.raises(QueryError, match="k must be"):
+        index.search(HashEncoder().encode_query("word1"), k=0)
