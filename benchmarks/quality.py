@@ -1,7 +1,8 @@
 """Quality of the embedded pair: exact MaxSim over float and 2-bit vectors, and re-ranking of the first candidates.
 
-    python benchmarks/quality.py --set squad-dev=DATA/squad-dev --queries 200 --out quality.jsonl
-    python benchmarks/quality.py --cross DATA/xquad zh en --out quality.jsonl
+    python benchmarks/quality.py --set squad-dev=DATA/squad-dev --queries 200 --out quality.jsonl --candidates found.jsonl
+    python benchmarks/quality.py --cross DATA/xquad zh en --out quality.jsonl --candidates found.jsonl
+    python benchmarks/quality.py --rerank --depth 20 --queries 100 --out reranked.jsonl --candidates found.jsonl
 
 A collection is a folder in BEIR's layout. ``--queries`` draws that many judged queries with a fixed seed (0: all). ``--titles``
 names the sets whose titles are read with the text. Every line of the output is one set. No index is involved: this measures the
@@ -71,7 +72,8 @@ def z(values: np.ndarray) -> np.ndarray:
     return (values - values.mean()) / (values.std() + 1e-9)
 
 
-def measure(task: Task, encoder: Encoder, reranker: Reranker | None, *, sample: int, depth: int, seed: int) -> dict[str, object]:
+def retrieve(task: Task, encoder: Encoder, *, sample: int, depth: int, seed: int) -> tuple[dict[str, object], dict[str, object]]:
+    """Stage 1: the figures of one set, and its candidates (2-bit) for `rerank`."""
     name, ids, texts, queries, qrels = task
     if sample and sample < len(queries):
         queries = random.Random(seed).sample(queries, sample)
@@ -86,34 +88,53 @@ def measure(task: Task, encoder: Encoder, reranker: Reranker | None, *, sample: 
     offsets = np.concatenate([[0], np.cumsum(windows)])
     rng = np.random.default_rng(seed)
     picked = rng.choice(len(vectors.data), min(len(vectors.data), 120_000), replace=False)
-    codec = train_codec(vectors.data[np.sort(picked)], nbits=2, num_centroids=min(4096, len(picked) // 24))
+    codec = train_codec(vectors.data[np.sort(picked)], nbits=2, num_centroids=min(2048, len(picked) // 24))
     decoded = Ragged(codec.decode(*codec.encode(vectors.data)), vectors.offsets)
     figures: dict[str, list[float]] = {}
-    fused: dict[float, list[float]] = {w: [] for w in WEIGHTS}
+    candidates = []
     for query_id, text in queries:
         query = encoder.encode_query(text)
-        for kind, rows_ in (("float", vectors), ("2bit", decoded)):
-            scores = maxsim(query, rows_, offsets)
+        for kind, stored in (("float", vectors), ("2bit", decoded)):
+            scores = maxsim(query, stored, offsets)
             order = np.argsort(-scores, kind="stable")[:100]
             ranked = [ids[i] for i in order]
             figures.setdefault(f"ndcg10 {kind}", []).append(ndcg(ranked, qrels[query_id]))
             figures.setdefault(f"recall100 {kind}", []).append(recall(ranked, qrels[query_id]))
-        if reranker is not None:
-            top = order[:depth]
-            start_time = time.perf_counter()
-            logits = reranker.score_tokens(text, reranker.tokenize([texts[i] for i in top])).logits
-            figures.setdefault("rerank seconds", []).append(time.perf_counter() - start_time)
-            for w in WEIGHTS:
-                mixed = w * z(logits) + (1 - w) * z(scores[top])
-                final = [ids[top[i]] for i in np.argsort(-mixed, kind="stable")]
-                fused[w].append(ndcg(final, qrels[query_id]))
+        top = order[:depth]
+        candidates.append(
+            {
+                "query": text,
+                "relevant": qrels[query_id],
+                "ids": [ids[i] for i in top],
+                "texts": [texts[i] for i in top],
+                "scores": scores[top].tolist(),
+            }
+        )
     result: dict[str, object] = {"set": name, "passages": len(ids), "queries": len(queries)}
     result |= {key: round(float(np.mean(values)), 4) for key, values in figures.items()}
     result["passages/s"] = round(len(texts) / seconds, 1)
-    if reranker is not None:
-        result["rerank p50"] = round(float(np.median(figures["rerank seconds"])), 3)
-        result["fused"] = {str(w): round(float(np.mean(values)), 4) for w, values in fused.items()}
-    return result
+    result["tokens a passage"] = round(len(vectors.data) / len(ids), 1)
+    return result, {"set": name, "queries": candidates}
+
+
+def rerank(found: dict, reranker: Reranker, *, sample: int, depth: int) -> dict[str, object]:
+    """Stage 2 on the first ``sample`` queries of a line of the candidates' file: nDCG@10 for each weight of the reranker."""
+    fused: dict[float, list[float]] = {w: [] for w in WEIGHTS}
+    seconds = []
+    for query in found["queries"][: sample or None]:
+        began = time.perf_counter()
+        logits = reranker.score_tokens(query["query"], reranker.tokenize(query["texts"][:depth])).logits
+        seconds.append(time.perf_counter() - began)
+        for w in WEIGHTS:
+            mixed = w * z(logits) + (1 - w) * z(np.array(query["scores"][:depth]))
+            order = np.argsort(-mixed, kind="stable")
+            fused[w].append(ndcg([query["ids"][i] for i in order], query["relevant"]))
+    return {
+        "set": found["set"],
+        "reranked queries": len(seconds),
+        "rerank p50 s": round(float(np.median(seconds)), 3),
+        "ndcg10 by weight": {str(w): round(float(np.mean(values)), 4) for w, values in fused.items()},
+    }
 
 
 def main() -> None:
@@ -125,14 +146,25 @@ def main() -> None:
     parser.add_argument("--queries", type=int, default=200)
     parser.add_argument("--passages", type=int, default=0, help="keep the judged passages and this many others (0: all)")
     parser.add_argument("--depth", type=int, default=20, help="candidates given to the reranker")
-    parser.add_argument("--rerank", action="store_true")
+    parser.add_argument("--candidates", type=Path, required=True, help="written by stage 1, read by --rerank")
+    parser.add_argument("--rerank", action="store_true", help="stage 2 on the candidates' file instead of stage 1")
     parser.add_argument("--model", default="embedded")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
+
+    def report(result: dict[str, object]) -> None:
+        with arguments.out.open("a", encoding="utf-8") as out:
+            out.write(json.dumps(result) + "\n")
+        print(json.dumps(result), flush=True)
+
+    if arguments.rerank:
+        reranker = Reranker.load(arguments.model, threads=arguments.threads)
+        for line in arguments.candidates.read_text(encoding="utf-8").splitlines():
+            report(rerank(json.loads(line), reranker, sample=arguments.queries, depth=arguments.depth))
+        return
     encoder = Encoder.load(arguments.model, threads=arguments.threads)
-    reranker = Reranker.load(arguments.model, threads=arguments.threads) if arguments.rerank else None
     tasks: list[tuple[str, Path, Path, Path]] = []
     for text in arguments.set:
         name, _, folder = text.partition("=")
@@ -145,11 +177,10 @@ def main() -> None:
         )
     for name, corpus, queries, qrels in tasks:
         task = read_task(name, corpus, queries, qrels, name in arguments.titles, arguments.passages)
-        result = measure(task, encoder, reranker, sample=arguments.queries, depth=arguments.depth, seed=arguments.seed)
-        result["split"] = arguments.split
-        with arguments.out.open("a", encoding="utf-8") as out:
-            out.write(json.dumps(result) + "\n")
-        print(json.dumps(result), flush=True)
+        result, found = retrieve(task, encoder, sample=arguments.queries, depth=arguments.depth, seed=arguments.seed)
+        with arguments.candidates.open("a", encoding="utf-8") as out:
+            out.write(json.dumps(found) + "\n")
+        report({**result, "split": arguments.split})
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,7 +26,7 @@ def plan_batches(lengths: Sequence[int], batch_tokens: int) -> list[list[int]]:
     return batches
 
 
-def pad(rows: Sequence[Sequence[int] | NDArray[np.integer]], pad_id: int) -> tuple[Int64, Int64]:  # type: ignore[type-arg]
+def pad(rows: Sequence[Sequence[int] | NDArray[np.integer[Any]]], pad_id: int) -> tuple[Int64, Int64]:
     """Token ids and attention mask, both int64 [B, L], L the longest row."""
     longest = max(map(len, rows), default=0)
     ids = np.full((len(rows), longest), pad_id, np.int64)

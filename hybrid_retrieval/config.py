@@ -144,7 +144,8 @@ class PipelineConfig:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], *, source: str = "configuration") -> PipelineConfig:
         """Build from nested mappings. Raises `ConfigError` that names `source`, the key and what was expected."""
-        return _build(cls, values, source, "")
+        built: PipelineConfig = _build(cls, values, source, "")
+        return built
 
     @classmethod
     def load(cls, path: str | Path) -> PipelineConfig:

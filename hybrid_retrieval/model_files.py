@@ -7,6 +7,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -94,14 +95,24 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def load_tokenizer(path: Path) -> Any:
-    """A `tokenizers.Tokenizer` without padding or truncation. It is then never changed, so threads may share it."""
+    """A `tokenizers.Tokenizer` without padding or truncation. It is then never changed, so threads may share it.
+
+    Reading a large vocabulary takes a second: models of one file share one object. Raises `ModelError`.
+    """
+    try:
+        facts = path.stat()
+    except OSError:
+        raise ModelError(f"{path}: no such tokenizer file") from None
+    return _read_tokenizer(path.resolve(), facts.st_mtime_ns, facts.st_size)
+
+
+@lru_cache(maxsize=4)
+def _read_tokenizer(path: Path, mtime_ns: int, size: int) -> Any:
     from tokenizers import Tokenizer
 
     try:
-        text = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-        tokenizer = Tokenizer.from_str(text.decode("utf-8"))
-    except FileNotFoundError:
-        raise ModelError(f"{path}: no such tokenizer file") from None
+        content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+        tokenizer = Tokenizer.from_str(content.decode("utf-8"))
     except Exception as error:  # the library raises bare Exception for a file that it cannot read
         raise ModelError(f"{path}: not a readable tokenizer ({error})") from None
     tokenizer.no_padding()

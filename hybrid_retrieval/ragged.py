@@ -52,7 +52,7 @@ class Ragged:
         return np.diff(self.offsets)
 
     @classmethod
-    def from_rows(cls, rows: Sequence[NDArray[Any] | Sequence[Any]], *, dtype: DTypeLike = None,
+    def from_rows(cls, rows: Sequence[NDArray[Any] | Sequence[Any]], *, dtype: DTypeLike | None = None,
                   tail: tuple[int, ...] = ()) -> Ragged:
         """Concatenate rows; `dtype` and `tail` (the shape after the first axis) say what no rows look like."""
         arrays = [np.asarray(row, dtype=dtype) for row in rows]
@@ -74,4 +74,5 @@ def expand_spans(starts: NDArray[np.int64], lengths: NDArray[np.int64]) -> NDArr
     """Positions of all spans, one after the other: [3, 9] with lengths [2, 1] gives [3, 4, 9]."""
     total = int(lengths.sum())
     ends = np.cumsum(lengths)
-    return np.arange(total, dtype=np.int64) + np.repeat(starts - (ends - lengths), lengths)
+    positions: NDArray[np.int64] = np.arange(total, dtype=np.int64) + np.repeat(starts - (ends - lengths), lengths)
+    return positions

@@ -53,9 +53,7 @@ class HashEncoder:
     def encode_query(self, text: str) -> NDArray[np.float32]:
         return np.stack([self._vector(word) for word in text.split()])
 
-    def encode_windows(
-        self, texts: list[str], overlap_tokens: int = 2
-    ) -> tuple[Ragged, NDArray[np.int64]]:
+    def encode_windows(self, texts: list[str], overlap_tokens: int = 2) -> tuple[Ragged, NDArray[np.int64]]:
         self.calls += 1
         windows: list[NDArray[np.float32]] = []
         offsets = [0]

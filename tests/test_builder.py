@@ -103,7 +103,13 @@ def test_progress_is_told_and_ends_at_the_total(tmp_path: Path) -> None:
     told: list[tuple[str, int, int]] = []
     build(tmp_path / "x", progress=lambda *step: told.append(step))
     last = {step: (done, total) for step, done, total in told}
-    assert last == {"read": (50, 50), "sample": (50, 50), "train": (1, 1), "encode": (50, 50), "commit": (1, 1)}
+    assert last == {
+        "read": (50, 50),
+        "sample": (50, 50),
+        "train": (1, 1),
+        "encode": (50, 50),
+        "commit": (1, 1),
+    }
 
 
 NESTED: list[Any] = []
@@ -223,7 +229,7 @@ def test_a_corpus_that_fails_while_it_is_read_leaves_nothing(tmp_path: Path) -> 
         yield from make_passages(3)
         raise CorpusError("corpus.jsonl:4: not JSON")
 
-    with pytest.raises(CorpusError, match="corpus.jsonl:4"):
+    with pytest.raises(CorpusError, match=r"corpus\.jsonl:4"):
         build(tmp_path / "x", corpus())
     assert list(tmp_path.iterdir()) == []
 

@@ -37,7 +37,11 @@ def test_a_search_finds_the_passage_that_the_words_come_from(index: Index) -> No
         ranking = index.search(HashEncoder().encode_query(PASSAGES[row].content()), k=5)
         hit = ranking[0]
         assert hit.passage_id == PASSAGES[row].passage_id
-        assert (hit.text, hit.title, hit.metadata) == (PASSAGES[row].text, PASSAGES[row].title, PASSAGES[row].metadata)
+        assert (hit.text, hit.title, hit.metadata) == (
+            PASSAGES[row].text,
+            PASSAGES[row].title,
+            PASSAGES[row].metadata,
+        )
         assert (hit.rank, hit.retrieval_rank, hit.reranker_score) == (1, 1, None)
         assert hit.score == hit.retrieval_score
         assert len(ranking) == 5
@@ -86,7 +90,9 @@ def test_mappings_and_files_are_taken_as_passages(tmp_path: Path) -> None:
     assert built.passage(0) == Passage("a", "word1 word2", "", {"year": 1999})
     assert built.row_of("2") == 1
     (tmp_path / "c.jsonl").write_text('{"_id": "a", "text": "word1"}\n{"_id": "b", "text": "word2"}\n')
-    assert Index.build(tmp_path / "c.jsonl", tmp_path / "y", encoder=HashEncoder(), reranker=None).passages == 2
+    assert (
+        Index.build(tmp_path / "c.jsonl", tmp_path / "y", encoder=HashEncoder(), reranker=None).passages == 2
+    )
 
 
 @pytest.mark.parametrize("corpus", [[{"_id": "a"}], ["just text"], "nowhere.jsonl"])

@@ -120,11 +120,15 @@ def hit_dict(hit: Hit) -> dict[str, Any]:
 
 def show_ranking(asked: Query, ranking: Ranking, seconds: float) -> None:
     """One ranking as a table, with both stages' ranks and scores."""
-    table = Table(title=Text(asked.text), title_justify="left", box=None, pad_edge=False)
+    console = table_console()
+    table = Table(title=Text(asked.text), title_justify="left", box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for name in ("rank", "score", "MaxSim", "MaxSim rank", "reranker"):
         table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("passage", no_wrap=True)
-    table.add_column("text", overflow="ellipsis", no_wrap=True, ratio=1)
+    longest_id = max((len(passage_id) for passage_id in ranking.ids), default=0)
+    table.add_column("passage", no_wrap=True, max_width=40)
+    # The text takes what the others leave of the line: given a share instead, it would shrink them.
+    used = 56 + min(40, max(len("passage"), longest_id))
+    table.add_column("text", overflow="ellipsis", no_wrap=True, max_width=max(20, console.width - used))
     for hit in ranking:
         table.add_row(
             str(hit.rank),
@@ -135,7 +139,6 @@ def show_ranking(asked: Query, ranking: Ranking, seconds: float) -> None:
             Text(hit.passage_id),
             Text(" ".join(f"{hit.title} {hit.text}".split())),
         )
-    console = table_console()
     console.print(table)
     stages = ", ".join(f"{name} {ms:.0f} ms" for name, ms in ranking.timings_ms.items())
     console.print(f"{seconds * 1e3:.0f} ms ({stages})" if stages else f"{seconds * 1e3:.0f} ms")

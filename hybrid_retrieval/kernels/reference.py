@@ -21,13 +21,41 @@ Float32 = NDArray[np.float32]
 
 NBITS = (1, 2, 4, 8)
 
-# Passage tokens scored in one step. Every step multiplies a block of exactly this many rows (the last one
-# filled up with zeros): the working set stays in the cache, and a token's similarity does not depend on what
-# surrounds it, so that identical passages tie and pruned search gives the very scores of exact search.
+# Passage tokens decoded and scored in one step: the working set stays in the cache.
 BLOCK_TOKENS = 1024
+
+# OpenBLAS computes a product of up to this many multiply-adds on the calling thread alone.
+BLAS_ALONE = 65_536 * 4
+QUERY_ROWS = 64
 
 # colbert-ai normalises with torch.nn.functional.normalize, which divides by at least this.
 SMALLEST_NORM = np.float32(1e-12)
+
+
+def products(query: Float32, vectors: NDArray[Any]) -> Float32:
+    """float32 [Lq, T]: the product of every query token [Lq, D] with every vector [T, D].
+
+    One product of a small query is cut into many that BLAS computes on the calling thread. Left whole, BLAS
+    would share it among threads that wait for each other busily: on a machine with anything else to do that
+    took a thousand times as long. Small products of one shape also make a similarity independent of the
+    vectors around it, so that identical passages tie and pruned search gives the very scores of exact search.
+    """
+    num_query, dimensions = query.shape
+    if num_query > QUERY_ROWS:
+        parts = [products(query[i : i + QUERY_ROWS], vectors) for i in range(0, num_query, QUERY_ROWS)]
+        return np.concatenate(parts)
+    if num_query == 1:  # a matrix times a vector has a lower limit of its own
+        return products(np.repeat(query, 2, axis=0), vectors)[:1]
+    num_vectors, rows = len(vectors), max(2, min(32, BLAS_ALONE // max(num_query * dimensions, 1)))
+    stacks = -(-num_vectors // rows)
+    if stacks * rows != num_vectors or vectors.dtype != np.float32:
+        filled = np.zeros((stacks * rows, dimensions), np.float32)
+        filled[:num_vectors] = vectors
+        vectors = filled
+    # [stacks, Lq, rows], then the stacks side by side
+    small = np.matmul(query, vectors.reshape(stacks, rows, dimensions).transpose(0, 2, 1))
+    side_by_side: Float32 = small.transpose(1, 0, 2).reshape(num_query, stacks * rows)
+    return side_by_side[:, :num_vectors]
 
 
 def maxsim(query: Float32, passages: Ragged) -> Float32:
@@ -44,7 +72,7 @@ def maxsim(query: Float32, passages: Ragged) -> Float32:
     best = np.full((len(query), len(passages)), -np.inf, np.float32)
     for start in range(0, len(passages.data), BLOCK_TOKENS):
         vectors = passages.data[start : start + BLOCK_TOKENS]
-        _raise_maxima(best, _similarities(query, vectors), passages.offsets, start)
+        _raise_maxima(best, products(query, vectors), passages.offsets, start)
     total: Float32 = best.sum(axis=0, dtype=np.float32)
     return total
 
@@ -124,7 +152,7 @@ def packed_maxsim(
     def similarities(start: int) -> Float32:
         vectors = packed.raw(tokens[start : start + BLOCK_TOKENS])
         # The division comes after the product: it touches Lq numbers a token instead of D.
-        scaled: Float32 = _similarities(query, vectors) / _norms(vectors)
+        scaled: Float32 = products(query, vectors) / _norms(vectors)
         return scaled
 
     blocks = range(0, len(tokens), BLOCK_TOKENS)
@@ -142,15 +170,6 @@ def packed_maxsim(
 def _norms(vectors: Float32) -> Float32:
     norms: Float32 = np.maximum(np.sqrt(np.einsum("td,td->t", vectors, vectors)), SMALLEST_NORM)
     return norms
-
-
-def _similarities(query: Float32, vectors: NDArray[Any]) -> Float32:
-    """[Lq, t] dot products of at most a block of vectors."""
-    block = np.zeros((BLOCK_TOKENS, query.shape[1]), np.float32) if len(vectors) < BLOCK_TOKENS else None
-    if block is not None:
-        block[: len(vectors)] = vectors
-    product: Float32 = query @ (vectors.astype(np.float32, copy=False) if block is None else block).T
-    return product[:, : len(vectors)]
 
 
 def _raise_maxima(best: Float32, similarities: Float32, offsets: NDArray[np.int64], start: int) -> None:

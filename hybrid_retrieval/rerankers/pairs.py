@@ -10,9 +10,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import numpy as np
+from numpy.typing import NDArray
+
 from hybrid_retrieval.errors import ModelError
 
 Truncation = Literal["only_second", "longest_first"]
+Ids = Sequence[int] | NDArray[np.int32]
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +43,7 @@ class PairConvention:
         """Tokens that the markers take."""
         return len(self.prefix_ids) + len(self.middle_ids) + len(self.suffix_ids)
 
-    def join(self, query: Sequence[int], passage: Sequence[int]) -> list[int]:
+    def join(self, query: Ids, passage: Ids) -> list[int]:
         """The pair's ids; both parts must have been cut to fit."""
         return [*self.prefix_ids, *query, *self.middle_ids, *passage, *self.suffix_ids]
 
@@ -65,22 +69,23 @@ def convention_of(tokenizer: Any, pad_id: int, *, token_types: bool) -> PairConv
 
 
 def cut(
-    query: Sequence[int], passage: Sequence[int], room: int, max_query_tokens: int, truncation: Truncation
-) -> tuple[Sequence[int], Sequence[int], bool]:
+    query: Ids, passage: Ids, room: int, max_query_tokens: int, truncation: Truncation
+) -> tuple[Ids, Ids, bool]:
     """Both parts within `room` tokens, and whether anything was cut.
 
     only_second: the query to max_query_tokens, then the passage to what is left (at least one token of it stays).
-    longest_first: a token at a time from the longer part, the passage when both are equally long.
+    longest_first: the longer part to what the other leaves; where both are over half of the room, both to half, the odd
+    token to the part that was longer (the passage if they are equally long), as the tokenizers library does.
     """
     total = len(query) + len(passage)
     if truncation == "only_second":
         query = query[: min(max_query_tokens, room - 1)]
         passage = passage[: room - len(query)]
     elif total > room:
-        # Cutting the longer part down to the other first, then both in turn, ends where single steps would.
         half = room // 2
         if min(len(query), len(passage)) > half:
-            query, passage = query[: room - half], passage[:half]
+            query_half = room - half if len(query) > len(passage) else half
+            query, passage = query[:query_half], passage[: room - query_half]
         elif len(query) > len(passage):
             query = query[: room - len(passage)]
         else:

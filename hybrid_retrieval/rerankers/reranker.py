@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,12 +16,10 @@ from hybrid_retrieval.model_files import resolve
 from hybrid_retrieval.ragged import Ragged
 from hybrid_retrieval.rerankers.backend import RerankerBackend
 from hybrid_retrieval.rerankers.loading import load_parts
-from hybrid_retrieval.rerankers.pairs import PairConvention, Truncation, cut
+from hybrid_retrieval.rerankers.pairs import Ids, PairConvention, Truncation, cut
 from hybrid_retrieval.types import Passage, Ranking, best_first
 
 MAX_QUERY_CHARACTERS = 10_000
-
-Ids = Sequence[int] | NDArray[np.int32]
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +81,8 @@ class Reranker:
         and where pairs are cut; 0 takes FlagReranker's 512, or the export's own. Raises `ModelNotFoundError`, `ModelError`,
         or `OptionalDependencyError` where the model needs torch.
         """
+        if truncation not in get_args(Truncation):
+            raise InputError(f"truncation must be one of {', '.join(get_args(Truncation))}, got {truncation!r}")
         parts = load_parts(
             resolve(model, revision),
             backend=backend,
@@ -129,6 +129,8 @@ class Reranker:
 
     def tokenize(self, texts: Sequence[str]) -> Ragged:
         """Passage token ids, one row a text, over int32 [T]: no special tokens, nothing cut."""
+        if isinstance(texts, str):
+            raise InputError("tokenize takes a sequence of texts; got one string")
         for position, text in enumerate(texts):
             if not isinstance(text, str) or not text.strip():
                 raise InputError(f"passage {position} of {len(texts)} has no text")
@@ -141,7 +143,9 @@ class Reranker:
 
     def score_token_groups(self, groups: Sequence[tuple[str, Ragged]]) -> list[Scores]:
         """The same for several queries at once, batched together."""
-        queries, passages, bounds = [], [], [0]
+        queries: list[Ids] = []
+        passages: list[Ids] = []
+        bounds = [0]
         for query, rows in groups:
             queries.extend([self._query_ids(query)] * len(rows))
             passages.extend(rows)

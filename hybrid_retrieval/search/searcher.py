@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from hybrid_retrieval.codec.assignment import available_threads
 from hybrid_retrieval.errors import ArrayError, IndexDamagedError, QueryError
 from hybrid_retrieval.kernels.reference import PackedTokens
 from hybrid_retrieval.ragged import expand_spans
@@ -55,7 +55,7 @@ class Searcher:
         _check_count("nprobe", nprobe, 0)
         _check_count("num_candidates", num_candidates, 0)
         _check_count("threads", threads, 0)
-        threads = threads or os.cpu_count() or 1
+        threads = threads or available_threads()
         try:
             return self._search(query, k, exact, nprobe, num_candidates, threads)
         except (IndexError, ValueError) as error:

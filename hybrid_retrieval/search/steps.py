@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from hybrid_retrieval.kernels.reference import Float32, PackedTokens, packed_maxsim
+from hybrid_retrieval.kernels.reference import Float32, PackedTokens, packed_maxsim, products
 from hybrid_retrieval.ragged import expand_spans
 
 Int64 = NDArray[np.int64]
@@ -18,8 +18,7 @@ Int64 = NDArray[np.int64]
 
 def centroid_scores(query: Float32, centroids: Float32) -> Float32:
     """Step 1. float32 [Lq, K]: the product of every query token [Lq, D] with every centroid [K, D]."""
-    scores: Float32 = query @ centroids.T
-    return scores
+    return products(query, centroids)
 
 
 @dataclass(frozen=True, slots=True)

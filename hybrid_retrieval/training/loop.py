@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 def parameter_groups(model: nn.Module, rate: float, head_rate: float) -> list[dict[str, Any]]:
     """Trainable parameters: trunk at ``rate``, everything else at ``head_rate``."""
-    trunk, head = [], []
+    trunk: list[Any] = []
+    head: list[Any] = []
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             (trunk if name.startswith("trunk.") else head).append(parameter)

@@ -125,7 +125,7 @@ def _reranker(
     encoder.eval()
     mined = {}
     for name, items in pairs.items():
-        mined[name] = reranker_recipe.mine(encoder, items, questions=120 * data.WEIGHTS[name])
+        mined[name] = reranker_recipe.mine(encoder, items, questions=min(400, 100 * data.WEIGHTS[name]))
         print(f"mined {name}: {len(mined[name])} questions", flush=True)
     done = reranker_recipe.train_reranker(
         model, mined, steps=steps, checkpoint=work / "reranker.ckpt", resume=resume, seed=seed

@@ -1,4 +1,5 @@
-"""The residual codec: fidelity by width, small and degenerate samples, bad input, the same bytes on any threads."""
+"""The residual codec: fidelity by width, small and degenerate samples, bad input, the same bytes on any
+threads."""
 
 from __future__ import annotations
 
@@ -57,7 +58,9 @@ def test_identical_vectors_come_back_as_they_were(count: int) -> None:
     np.testing.assert_allclose(codec.decode(*codec.encode(vectors)), vectors, atol=1e-5)
 
 
-@pytest.mark.parametrize(("tokens", "centroids"), [(0, 16), (1, 16), (100, 128), (265_000, 8192), (10**9, 262_144)])
+@pytest.mark.parametrize(
+    ("tokens", "centroids"), [(0, 16), (1, 16), (100, 128), (265_000, 8192), (10**9, 262_144)]
+)
 def test_the_number_of_centroids_follows_colbert_ais_formula(tokens: int, centroids: int) -> None:
     assert default_num_centroids(tokens) == centroids
 
@@ -82,7 +85,12 @@ def test_the_codec_is_the_same_on_one_and_two_threads() -> None:
     for threads in ("1", "2"):
         environment = {**os.environ, "OMP_NUM_THREADS": threads, "OPENBLAS_NUM_THREADS": threads}
         run = subprocess.run(
-            [sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True, check=True
+            [sys.executable, "-c", code],
+            cwd=ROOT,
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=True,
         )
         outputs.append(run.stdout)
     assert outputs[0] == outputs[1] != ""

@@ -1,4 +1,5 @@
-"""A real kill -9 at every kind of moment of a build, then --resume: the bytes of a build that nobody killed."""
+"""A real kill -9 at every kind of moment of a build, then --resume: the bytes of a build that nobody
+killed."""
 
 from __future__ import annotations
 

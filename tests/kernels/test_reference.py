@@ -16,6 +16,7 @@ from hybrid_retrieval.kernels.reference import (
     maxsim,
     pack_buckets,
     packed_maxsim,
+    products,
     unpack_buckets,
     weight_table,
 )
@@ -24,10 +25,7 @@ from tests.support import clustered, random_unit
 
 
 def by_loops(query: NDArray[np.float32], passages: Ragged) -> list[float]:
-    return [
-        float(sum((row @ q).max() for q in query)) if len(row) else -np.inf
-        for row in passages
-    ]
+    return [float(sum((row @ q).max() for q in query)) if len(row) else -np.inf for row in passages]
 
 
 def packed_sample(num_tokens: int, dimensions: int = 64, nbits: int = 2, seed: int = 0) -> PackedTokens:
@@ -129,3 +127,13 @@ def test_identical_windows_tie_exactly() -> None:
     many = PackedTokens(np.tile(one.codes, 200), np.tile(one.residuals, (200, 1)), one.centroids, one.table)
     scores = packed_maxsim(random_unit(8, 64, 2), many, np.arange(200) * 37, np.full(200, 37))
     assert len(set(scores.tolist())) == 1
+
+
+@pytest.mark.parametrize("num_query", [1, 2, 40, 63, 64, 65, 200])
+@pytest.mark.parametrize("num_vectors", [0, 1, 31, 32, 33, 1000])
+@pytest.mark.parametrize("dimensions", [8, 128, 1024])
+def test_products_in_small_pieces_are_the_product(num_query: int, num_vectors: int, dimensions: int) -> None:
+    query, vectors = random_unit(num_query, dimensions), random_unit(num_vectors, dimensions, 1)
+    found = products(query, vectors)
+    assert found.shape == (num_query, num_vectors)
+    np.testing.assert_allclose(found, query @ vectors.T, atol=1e-6)

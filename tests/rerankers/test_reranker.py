@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from pathlib import Path
 from typing import Any
@@ -88,7 +89,7 @@ def test_rank_takes_passages_and_mappings_and_keeps_ties_in_order(reranker: Rera
 
 def test_a_title_is_read_before_the_text(reranker: Reranker) -> None:
     titled = reranker.rank(QUERY, [Passage("a", "by the house", title="the river runs")])
-    assert titled.scores[0] == reranker.score([(QUERY, PASSAGES[0].replace("runs by", "runs by"))])[0]
+    assert titled.scores[0] == reranker.score([(QUERY, PASSAGES[0])])[0]
 
 
 def test_nothing_to_score_gives_nothing(reranker: Reranker) -> None:
@@ -189,8 +190,6 @@ def test_a_wrong_description_is_named(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="kind 'reranker'"):
         Reranker.load(str(write_tiny_reranker(tmp_path, kind="encoder")))
     without = {key: value for key, value in description().items() if key != "graph"}
-    import json
-
     (tmp_path / "reranker.json").write_text(json.dumps(without))
     with pytest.raises(ModelError, match="'graph' is missing"):
         Reranker.load(str(tmp_path))

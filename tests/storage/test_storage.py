@@ -72,8 +72,9 @@ def test_a_snapshot_gives_back_passages_tokens_and_counts(built: Path) -> None:
             assert found.shape == expected.shape
             assert float((found * expected).sum(axis=1).mean()) > 0.8
     rows = np.array([5, 0, 5, 39])
-    tokens, expected_tokens = snapshot.reranker_tokens(rows), HashTokenizer().tokenize(
-        [PASSAGES[row].content() for row in rows]
+    tokens, expected_tokens = (
+        snapshot.reranker_tokens(rows),
+        HashTokenizer().tokenize([PASSAGES[row].content() for row in rows]),
     )
     assert tokens is not None
     np.testing.assert_array_equal(tokens.data, expected_tokens.data)
@@ -93,7 +94,9 @@ def test_lists_hold_the_windows_of_each_centroid(built: Path) -> None:
         assert found.tolist() == expected
 
 
-def test_lists_built_block_by_block_are_the_same(built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lists_built_block_by_block_are_the_same(
+    built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("hybrid_retrieval.storage.lists.BLOCK_TOKENS", 7)
     copy = Path(shutil.copytree(segment_folder(built), tmp_path / "segment"))
     write_lists(copy, Snapshot.open(built).codec.num_centroids)
@@ -118,7 +121,7 @@ def test_where_there_is_no_index_it_says_so(tmp_path: Path, content: str) -> Non
     elif content == "file":
         path.write_text("hello")
     for action in (Snapshot.open, verify):
-        with pytest.raises(IndexNotFoundError, match="no index|not an index"):
+        with pytest.raises(IndexNotFoundError, match=r"no index|not an index"):
             action(path)
 
 
@@ -197,10 +200,12 @@ def rewrite_manifest(index: Path, changed: Path) -> None:
     newest(index).write_bytes(Manifest.create(**keys).to_bytes())
 
 
-@pytest.mark.parametrize("data", [b"", b"{", b"[]", b"{}", b'{"format_version": "1"}', b"\xff\xfe", b"[" * 100_000])
+@pytest.mark.parametrize(
+    "data", [b"", b"{", b"[]", b"{}", b'{"format_version": "1"}', b"\xff\xfe", b"[" * 100_000]
+)
 def test_a_damaged_newest_manifest_is_an_error_not_a_step_back(index: Path, data: bytes) -> None:
     (index / "versions" / f"{2:020d}.json").write_bytes(data)
-    with pytest.raises(IndexDamagedError, match="00002.json"):
+    with pytest.raises(IndexDamagedError, match=r"00002\.json"):
         Snapshot.open(index)
     assert verify(index)
 

@@ -1,0 +1,48 @@
+"""Writes small collections (BEIR layout, split ``dev``) from the held-out parts of the training files, for tuning.
+
+    python -m hybrid_retrieval.training.dev_sets BASE PAIRS OUT
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+from tokenizers import Tokenizer
+
+from hybrid_retrieval.training.base_weights import read_base, tokenizer_json
+from hybrid_retrieval.training.data import Pair, held_out, load_pairs
+
+FILES = ("squad_train", "tydiqa-en", "tydiqa-ko", "tydiqa-sw", "jaquad", "scifact", "php_purpose", "mdn_xling")
+
+
+def write_dev_set(folder: Path, name: str, held: list[Pair], others: list[Pair], tokenizer: Tokenizer, *, queries: int, pool: int) -> None:
+    """``queries`` held-out questions (one a passage) against the held-out passages and as many of the others' as make ``pool``."""
+    passages = {pair.passage_key: pair for pair in held}
+    for pair in others:
+        if len(passages) >= pool:
+            break
+        passages.setdefault(pair.passage_key, pair)
+    asked = list({pair.passage_key: pair for pair in held}.values())[:queries]
+    (folder / name / "qrels").mkdir(parents=True, exist_ok=True)
+    corpus = [{"_id": str(key), "title": "", "text": tokenizer.decode(pair.passage)} for key, pair in passages.items()]
+    found = [{"_id": f"q{pair.passage_key}", "text": tokenizer.decode(pair.query)} for pair in asked]
+    for file, rows in (("corpus.jsonl", corpus), ("queries.jsonl", found)):
+        text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        (folder / name / file).write_text(text, encoding="utf-8")
+    lines = [f"q{pair.passage_key}\t{pair.passage_key}\t1\n" for pair in asked]
+    (folder / name / "qrels" / "dev.tsv").write_text("query-id\tcorpus-id\tscore\n" + "".join(lines), encoding="utf-8")
+
+
+def main() -> None:
+    base, pairs, out = (Path(argument) for argument in sys.argv[1:4])
+    tokenizer = Tokenizer.from_str(tokenizer_json(read_base(base)))
+    drawn = load_pairs(pairs, tokenizer, limit=4000, seed=0)
+    for name in FILES:
+        held = held_out(pairs, tokenizer, name, seed=0)
+        write_dev_set(out, name, held, drawn[name], tokenizer, queries=60, pool=500)
+
+
+if __name__ == "__main__":
+    main()

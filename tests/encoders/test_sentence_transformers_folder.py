@@ -1,0 +1,74 @@
+"""Folders that sentence-transformers' `MultiVectorEncoder` saved encode as it encodes them itself."""
+
+from __future__ import annotations
+
+import string
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from hybrid_retrieval import Encoder
+from hybrid_retrieval.errors import ModelError
+from tests.parity.checkpoints import make_colbert
+
+pytest.importorskip("sentence_transformers")
+
+QUERIES = ["how do vaccines work?", "why", "C++ vs. C#", " ".join(["river"] * 50)]
+PASSAGES = ["Vaccines train the immune system; then it's ready.", "A house (old, green) by the river.", "Why not?"]
+
+
+def save(folder: Path, *, expansion: dict[str, Any] | None, skiplist: list[str], **changes: Any) -> Any:
+    """A small random checkpoint, saved by the library itself; returns the library's model."""
+    from sentence_transformers import MultiVectorEncoder
+
+    model = MultiVectorEncoder(str(make_colbert(folder / "base")), device="cpu")
+    model[0].query_expansion = expansion
+    model[0].document_length = 40
+    for name, value in changes.items():
+        setattr(model[0], name, value)
+    for module in model:
+        if type(module).__name__ == "MultiVectorMask":
+            module.skiplist_words = skiplist
+            module.resolve_with_tokenizer(model.tokenizer)
+    model.save(str(folder / "saved"))
+    return MultiVectorEncoder(str(folder / "saved"), device="cpu")
+
+
+CASES = {
+    "attend": {"expansion": {"strategy": "fixed", "attend": True, "length": 24}, "skiplist": list(string.punctuation)},
+    "no_attention": {"expansion": {"strategy": "fixed", "attend": False, "length": 32}, "skiplist": [",", ";"]},
+    "floor": {"expansion": {"strategy": "min", "attend": False, "length": 16}, "skiplist": [], "query_length": 28},
+    "none": {"expansion": None, "skiplist": [], "query_length": 20},
+}
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
+def test_vectors_equal_the_librarys_own(tmp_path: Path, case: dict[str, Any]) -> None:
+    model = save(tmp_path, **case)
+    encoder = Encoder.load(str(tmp_path / "saved"), device="cpu")
+    queries = model.encode_query(QUERIES, convert_to_numpy=True, show_progress_bar=False)
+    passages = model.encode_document(PASSAGES, convert_to_numpy=True, show_progress_bar=False)
+    for text, expected, found in zip(QUERIES, queries, encoder.encode_queries(QUERIES), strict=True):
+        assert found.shape == expected.shape, text
+        np.testing.assert_allclose(found, expected, atol=1e-4, rtol=0, err_msg=text)
+    for text, expected, found in zip(PASSAGES, passages, encoder.encode_passages(PASSAGES), strict=True):
+        assert found.shape == expected.shape, text
+        np.testing.assert_allclose(found, expected, atol=1e-4, rtol=0, err_msg=text)
+    assert encoder.dimensions == 16 and encoder.max_passage_tokens == 40
+
+
+def test_settings_that_cannot_be_followed_are_refused(tmp_path: Path) -> None:
+    save(tmp_path, expansion=None, skiplist=[])
+    config = next((tmp_path / "saved").glob("*MultiVectorMask/config.json"))
+    config.write_text('{"skiplist_words": [], "skiplist_tasks": ["query", "document"], "keep_only_token_ids": null}')
+    with pytest.raises(ModelError, match="MultiVectorMask"):
+        Encoder.load(str(tmp_path / "saved"))
+
+
+def test_a_folder_without_its_weights_is_named(tmp_path: Path) -> None:
+    save(tmp_path, expansion=None, skiplist=[])
+    (tmp_path / "saved" / "model.safetensors").unlink()
+    with pytest.raises(ModelError, match="saved"):
+        Encoder.load(str(tmp_path / "saved"))

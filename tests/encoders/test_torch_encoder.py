@@ -1,0 +1,133 @@
+"""The torch backend on Stanford checkpoints, and their ONNX export."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from hybrid_retrieval import Encoder
+from hybrid_retrieval.encoders.export import export_encoder
+from hybrid_retrieval.errors import InputError, ModelError
+from tests.parity.checkpoints import make_colbert
+
+torch = pytest.importorskip("torch")
+
+# One text a batch and several, of lengths that the export's own sample does not have.
+TEXTS = ["why", "the old men walk by the river; they see a house", "vaccines train the immune system " * 6]
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_colbert(tmp_path_factory.mktemp("checkpoint"))
+
+
+@pytest.fixture(scope="module")
+def exports(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, float]]:
+    pytest.importorskip("onnxscript")
+    root = tmp_path_factory.mktemp("exports")
+    return {dtype: (root / dtype, export_encoder(checkpoint, root / dtype, dtype=dtype)) for dtype in ("float32", "int8")}
+
+
+def cosines(a: Any, b: Any) -> np.ndarray[Any, Any]:
+    return np.einsum("td,td->t", a.data, b.data)
+
+
+def test_the_float32_export_computes_the_same_for_any_batch_and_length(
+    checkpoint: Path, exports: dict[str, tuple[Path, float]]
+) -> None:
+    folder, worst = exports["float32"]
+    assert 0 <= worst < 1e-4
+    source, export = Encoder.load(str(checkpoint), device="cpu"), Encoder.load(str(folder))
+    for texts in (TEXTS, TEXTS[:1], TEXTS[1:]):
+        np.testing.assert_allclose(export.encode_passages(texts).data, source.encode_passages(texts).data, atol=1e-4)
+        np.testing.assert_allclose(export.encode_queries(texts).data, source.encode_queries(texts).data, atol=1e-4)
+    assert export.identity == source.identity and export.name == source.name
+    assert export.convention == source.convention
+
+
+def test_the_int8_export_is_small_and_close(checkpoint: Path, exports: dict[str, tuple[Path, float]]) -> None:
+    folder, worst = exports["int8"]
+    source, export = Encoder.load(str(checkpoint), device="cpu"), Encoder.load(str(folder), dtype="int8")
+    assert worst > 0
+    assert cosines(export.encode_passages(TEXTS), source.encode_passages(TEXTS)).min() > 0.9
+    size = {dtype: (path / "encoder.onnx").stat().st_size for dtype, (path, _) in exports.items()}
+    assert size["int8"] < size["float32"] / 2
+
+
+def test_an_export_is_described_and_runs_without_the_checkpoint(exports: dict[str, tuple[Path, float]]) -> None:
+    for dtype, (folder, _) in exports.items():
+        description = json.loads((folder / "encoder.json").read_text("utf-8"))
+        assert (description["format"], description["kind"], description["dtype"]) == (1, "encoder", dtype)
+        assert not list(folder.parent.glob(f".{dtype}*")), "no working files stay behind"
+
+
+def test_an_export_overwrites_nothing(checkpoint: Path, tmp_path: Path) -> None:
+    (tmp_path / "mine.txt").write_text("x")
+    with pytest.raises(InputError, match="not empty"):
+        export_encoder(checkpoint, tmp_path)
+    with pytest.raises(InputError, match="float16"):
+        export_encoder(checkpoint, tmp_path / "new", dtype="float16")
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_half_precision_is_close_to_float32(checkpoint: Path, dtype: Any) -> None:
+    expected = Encoder.load(str(checkpoint), device="cpu").encode_passages(TEXTS)
+    found = Encoder.load(str(checkpoint), device="cpu", dtype=dtype).encode_passages(TEXTS)
+    assert found.data.dtype == np.float32
+    np.testing.assert_allclose(np.linalg.norm(found.data, axis=1), 1, atol=1e-5)
+    assert cosines(found, expected).mean() > 0.98
+
+
+def test_impossible_placements_are_named(checkpoint: Path) -> None:
+    with pytest.raises(ModelError, match="int8"):
+        Encoder.load(str(checkpoint), dtype="int8")
+    with pytest.raises(ModelError, match="export-onnx"):
+        Encoder.load(str(checkpoint), backend="onnx")
+    if not torch.cuda.is_available():
+        with pytest.raises(ModelError, match="no CUDA device"):
+            Encoder.load(str(checkpoint), device="cuda")
+
+
+def test_pickled_weights_load_as_tensors_only(checkpoint: Path, tmp_path: Path) -> None:
+    from safetensors.torch import load_file
+
+    folder = make_colbert(tmp_path)
+    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+    expected = Encoder.load(str(checkpoint), device="cpu").encode_query("why").copy()
+    np.testing.assert_array_equal(Encoder.load(str(folder), device="cpu").encode_query("why"), expected)
+    torch.save({"linear.weight": Path("x")}, folder / "pytorch_model.bin")
+    with pytest.raises(ModelError, match=r"pytorch_model\.bin"):
+        Encoder.load(str(folder))
+
+
+def test_a_checkpoint_without_metadata_takes_colberts_defaults(tmp_path: Path) -> None:
+    folder = make_colbert(tmp_path)
+    (folder / "artifact.metadata").unlink()
+    encoder = Encoder.load(str(folder), device="cpu")
+    assert encoder.max_passage_tokens == 220
+    assert len(encoder.convention.passage.skip_ids) == 32
+    expansion = encoder.convention.query.expansion
+    assert expansion is not None and (expansion.token_id, expansion.length, expansion.attend) == (103, 32, False)
+
+
+def test_missing_weights_are_named(tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    folder = make_colbert(tmp_path)
+    state = load_file(folder / "model.safetensors")
+    lost = "bert.encoder.layer.1.output.dense.weight"
+    save_file({key: value for key, value in state.items() if key != lost}, folder / "model.safetensors")
+    with pytest.raises(ModelError, match=r"encoder\.layer\.1\.output\.dense\.weight"):
+        Encoder.load(str(folder))
+    save_file({key: value for key, value in state.items() if key != "linear.weight"}, folder / "model.safetensors")
+    with pytest.raises(ModelError, match=r"linear\.weight"):
+        Encoder.load(str(folder))
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(ModelError, match="no weights"):
+        Encoder.load(str(folder))

@@ -1,0 +1,102 @@
+"""The torch backend on sequence classifiers, and their ONNX export."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from hybrid_retrieval import Reranker
+from hybrid_retrieval.errors import InputError, ModelError
+from hybrid_retrieval.rerankers.export import export_reranker
+from tests.parity.checkpoints import make_bert_reranker, make_xlmr_reranker
+
+torch = pytest.importorskip("torch")
+
+MAKERS = {"xlmr": make_xlmr_reranker, "bert": make_bert_reranker}
+PAIRS = [
+    ("who wrote it", "the game was played in the city on the river"),
+    ("why", "why"),
+    ("how many people were there", "they were part of the team " * 20),
+    ("когда", "в городе было много людей"),
+]
+
+
+@pytest.fixture(scope="module", params=list(MAKERS))
+def checkpoint(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return MAKERS[request.param](tmp_path_factory.mktemp("checkpoint"))
+
+
+def test_the_float32_export_computes_the_same_for_any_batch_and_length(checkpoint: Path, tmp_path: Path) -> None:
+    pytest.importorskip("onnxscript")
+    worst = export_reranker(checkpoint, tmp_path / "out")
+    assert 0 <= worst < 1e-4
+    source, export = Reranker.load(str(checkpoint), device="cpu"), Reranker.load(str(tmp_path / "out"))
+    for pairs in (PAIRS, PAIRS[:1], PAIRS[2:]):
+        np.testing.assert_allclose(export.score(pairs), source.score(pairs), atol=1e-4)
+    for name in ("name", "identity", "tokenizer_identity", "max_tokens", "max_query_tokens", "fusion_weight"):
+        assert getattr(export, name) == getattr(source, name), name
+    description = json.loads((tmp_path / "out" / "reranker.json").read_text("utf-8"))
+    assert (description["format"], description["kind"], description["dtype"]) == (1, "reranker", "float32")
+    assert Reranker.load(str(tmp_path / "out"), max_tokens=592).max_tokens == 592
+
+
+def test_the_int8_export_is_close(tmp_path: Path) -> None:
+    pytest.importorskip("onnxscript")
+    checkpoint = make_xlmr_reranker(tmp_path / "checkpoint")
+    assert export_reranker(checkpoint, tmp_path / "out", dtype="int8") > 0
+    expected = Reranker.load(str(checkpoint), device="cpu").score(PAIRS)
+    found = Reranker.load(str(tmp_path / "out"), dtype="int8").score(PAIRS)
+    assert np.abs(found - expected).max() < 0.25 * (1 + np.abs(expected).max())
+    with pytest.raises(InputError, match="not empty"):
+        export_reranker(checkpoint, tmp_path / "out")
+
+
+def test_alone_and_in_a_batch_the_logit_is_the_same(checkpoint: Path) -> None:
+    reranker = Reranker.load(str(checkpoint), device="cpu")
+    together = reranker.score(PAIRS)
+    np.testing.assert_allclose([reranker.score([pair])[0] for pair in PAIRS], together, atol=1e-5)
+    assert np.ptp(together) > 0.01
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_half_precision_is_close_to_float32(checkpoint: Path, dtype: Any) -> None:
+    expected = Reranker.load(str(checkpoint), device="cpu").score(PAIRS)
+    found = Reranker.load(str(checkpoint), device="cpu", dtype=dtype).score(PAIRS)
+    np.testing.assert_allclose(found, expected, atol=0.15)
+    assert found.dtype == np.float32 and np.any(found != expected)
+
+
+def test_limits_follow_flag_reranker_and_the_models_positions(checkpoint: Path) -> None:
+    reranker = Reranker.load(str(checkpoint), device="cpu")
+    assert (reranker.max_tokens, reranker.max_query_tokens) == (512, 384)
+    shorter = Reranker.load(str(checkpoint), device="cpu", max_tokens=100)
+    assert (shorter.max_tokens, shorter.max_query_tokens) == (100, 75)
+    longest = 600 - (2 if "xlm" in (checkpoint / "config.json").read_text() else 0)
+    full = Reranker.load(str(checkpoint), device="cpu", max_tokens=longest)
+    assert np.isfinite(full.score([("why", "they were part of the team " * 300)])).all()
+    with pytest.raises(ModelError, match=f"at most {longest}"):
+        Reranker.load(str(checkpoint), device="cpu", max_tokens=longest + 1)
+
+
+def test_impossible_placements_are_named(checkpoint: Path) -> None:
+    with pytest.raises(ModelError, match="int8"):
+        Reranker.load(str(checkpoint), dtype="int8")
+    with pytest.raises(ModelError, match="export-onnx"):
+        Reranker.load(str(checkpoint), backend="onnx")
+    if not torch.cuda.is_available():
+        with pytest.raises(ModelError, match="no CUDA device"):
+            Reranker.load(str(checkpoint), device="cuda")
+
+
+def test_a_model_with_several_outputs_is_refused(tmp_path: Path) -> None:
+    folder = make_bert_reranker(tmp_path)
+    config = json.loads((folder / "config.json").read_text())
+    config["id2label"] = {"0": "no", "1": "yes"}
+    config["label2id"] = {"no": 0, "yes": 1}
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ModelError):
+        Reranker.load(str(folder), device="cpu")
