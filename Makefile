@@ -24,10 +24,10 @@ format: $(VENV)/.installed-dev
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
-# The plain install: no torch. `pip install -q` prints nothing but warnings and errors.
+# What the demonstration needs: the plain install and the measures, no torch. `pip install -q` prints nothing but warnings and errors.
 $(VENV)/.installed: pyproject.toml | $(VENV)/bin/python
 	@echo "Installing hybrid-retrieval into $(VENV) ..."
-	$(PIP) install -q -e .
+	$(PIP) install -q -e ".[evaluate]"
 	@touch $@
 
 # torch first and alone: left to a dependency's range, a resolver may take a build of several gigabytes.

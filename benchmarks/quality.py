@@ -1,11 +1,14 @@
 """Quality of the embedded pair: exact MaxSim over float and 2-bit vectors, and re-ranking of the first candidates.
 
-    python benchmarks/quality.py --set squad-dev=DATA/squad-dev --queries 200 --out quality.jsonl --candidates found.jsonl
+    python benchmarks/quality.py --set squad-dev=DATA/squad-dev --queries 200 --out quality.jsonl --candidates
+    found.jsonl
     python benchmarks/quality.py --cross DATA/xquad zh en --out quality.jsonl --candidates found.jsonl
     python benchmarks/quality.py --rerank --depth 20 --queries 100 --out reranked.jsonl --candidates found.jsonl
 
-A collection is a folder in BEIR's layout. ``--queries`` draws that many judged queries with a fixed seed (0: all). ``--titles``
-names the sets whose titles are read with the text. Every line of the output is one set. No index is involved: this measures the
+A collection is a folder in BEIR's layout. ``--queries`` draws that many judged queries with a fixed seed (0:
+all). ``--titles``
+names the sets whose titles are read with the text. Every line of the output is one set. No index is involved:
+this measures the
 models and the codec, not the search.
 """
 
@@ -72,7 +75,9 @@ def z(values: np.ndarray) -> np.ndarray:
     return (values - values.mean()) / (values.std() + 1e-9)
 
 
-def retrieve(task: Task, encoder: Encoder, *, sample: int, depth: int, seed: int) -> tuple[dict[str, object], dict[str, object]]:
+def retrieve(
+    task: Task, encoder: Encoder, *, sample: int, depth: int, seed: int
+) -> tuple[dict[str, object], dict[str, object]]:
     """Stage 1: the figures of one set, and its candidates (2-bit) for `rerank`."""
     name, ids, texts, queries, qrels = task
     if sample and sample < len(queries):
@@ -118,7 +123,8 @@ def retrieve(task: Task, encoder: Encoder, *, sample: int, depth: int, seed: int
 
 
 def rerank(found: dict, reranker: Reranker, *, sample: int, depth: int) -> dict[str, object]:
-    """Stage 2 on the first ``sample`` queries of a line of the candidates' file: nDCG@10 for each weight of the reranker."""
+    """Stage 2 on the first ``sample`` queries of a line of the candidates' file: nDCG@10 for each weight of
+    the reranker."""
     fused: dict[float, list[float]] = {w: [] for w in WEIGHTS}
     seconds = []
     for query in found["queries"][: sample or None]:
@@ -144,7 +150,9 @@ def main() -> None:
     parser.add_argument("--split", default="test")
     parser.add_argument("--titles", nargs="*", default=["scifact"])
     parser.add_argument("--queries", type=int, default=200)
-    parser.add_argument("--passages", type=int, default=0, help="keep the judged passages and this many others (0: all)")
+    parser.add_argument(
+        "--passages", type=int, default=0, help="keep the judged passages and this many others (0: all)"
+    )
     parser.add_argument("--depth", type=int, default=20, help="candidates given to the reranker")
     parser.add_argument("--candidates", type=Path, required=True, help="written by stage 1, read by --rerank")
     parser.add_argument("--rerank", action="store_true", help="stage 2 on the candidates' file instead of stage 1")
@@ -173,7 +181,12 @@ def main() -> None:
     for folder, source, target in arguments.cross:
         root = Path(folder)
         tasks.append(
-            (f"xquad {source}->{target}", root / f"corpus.{target}.jsonl", root / f"queries.{source}.jsonl", root / "qrels.tsv")
+            (
+                f"xquad {source}->{target}",
+                root / f"corpus.{target}.jsonl",
+                root / f"queries.{source}.jsonl",
+                root / "qrels.tsv",
+            )
         )
     for name, corpus, queries, qrels in tasks:
         task = read_task(name, corpus, queries, qrels, name in arguments.titles, arguments.passages)

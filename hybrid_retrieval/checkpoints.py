@@ -2,25 +2,16 @@
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from hybrid_retrieval.errors import ModelError, OptionalDependencyError
+from hybrid_retrieval.errors import ModelError
 from hybrid_retrieval.model_files import load_tokenizer
+from hybrid_retrieval.optional import require
 
 DTYPES = ("float32", "float16", "bfloat16")
-
-
-def require(package: str, purpose: str, extra: str = "torch") -> Any:
-    """Import an optional package, or raise `OptionalDependencyError` that names its extra."""
-    top = package.partition(".")[0]
-    if importlib.util.find_spec(top) is None:
-        raise OptionalDependencyError(top, extra, purpose)
-    return importlib.import_module(package)
 
 
 @contextmanager
@@ -71,8 +62,10 @@ def load_state(folder: Path) -> dict[str, Any]:
                 state.update(require("safetensors.torch", f"reading {path}").load_file(path))
             else:
                 state.update(torch.load(path, map_location="cpu", weights_only=True))
-        except (OSError, RuntimeError, ValueError, EOFError) as error:
-            raise ModelError(f"{path}: not readable as weights ({' '.join(str(error).split())})") from None
+        except OptionalDependencyError:
+            raise
+        except Exception as error:  # safetensors and pickle raise errors of their own
+            raise ModelError(f"{path}: not readable as weights ({' '.join(str(error).split()):.200})") from None
     return state
 
 

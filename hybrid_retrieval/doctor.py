@@ -25,8 +25,8 @@ Status = Literal["ok", "absent", "failed"]
 
 # Instruction sets that decide which CPU kernels run, as the kernel of the operating system names them.
 CPU_FLAGS = ("avx2", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16", "asimddp", "i8mm")
-REQUIRED = ("numpy", "pyyaml", "faiss-cpu", "onnxruntime", "tokenizers", "huggingface-hub", "ir-measures", "click", "rich")
-OPTIONAL = {"torch": "torch", "transformers": "torch", "sentence-transformers": "torch", "onnx": "export", "pyarrow": "parquet"}
+REQUIRED = ("numpy", "pyyaml", "faiss-cpu", "onnxruntime", "tokenizers", "huggingface-hub", "click", "rich")
+OPTIONAL = {"torch": "torch", "transformers": "torch", "sentence-transformers": "torch", "onnx": "export", "ir-measures": "evaluate", "pyarrow": "parquet"}
 HUB_MODELS = ("colbert-ir/colbertv2.0", "lightonai/mLateOn", "BAAI/bge-reranker-v2-m3")
 
 

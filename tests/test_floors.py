@@ -13,6 +13,7 @@ ROOT = Path(hybrid_retrieval.__file__).parent
 
 FLOORS = {
     "errors": 0,
+    "optional": 0,
     "ragged": 0,
     "types": 0,
     "kernels": 0,
@@ -38,7 +39,7 @@ FLOORS = {
 }
 
 # Inside floor 0 the order is: errors, then ragged and types, then kernels.
-GROUND = {"errors": 0, "ragged": 1, "types": 1, "kernels": 2}
+GROUND = {"errors": 0, "optional": 1, "ragged": 1, "types": 1, "kernels": 2}
 
 
 def room_of(path: Path) -> str:

@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 
 from hybrid_retrieval import model_files
-from hybrid_retrieval.checkpoints import placement, require
+from hybrid_retrieval.checkpoints import placement
 from hybrid_retrieval.errors import InputError, ModelError, ModelNotFoundError, OptionalDependencyError
+from hybrid_retrieval.optional import require
 from tests.parity.checkpoints import bert_tokenizer_json
 
 

@@ -12,7 +12,10 @@ from collections.abc import Sequence
 import click
 
 from hybrid_retrieval import __version__
-from hybrid_retrieval.cli import build, evaluate, models, query
+from hybrid_retrieval.cli.build import build, info, verify
+from hybrid_retrieval.cli.evaluate import evaluate
+from hybrid_retrieval.cli.models import demo, doctor, export_onnx
+from hybrid_retrieval.cli.query import query, rerank
 from hybrid_retrieval.errors import HybridRetrievalError
 
 
@@ -22,17 +25,7 @@ def cli() -> None:
     """Two-stage retrieval: ColBERT finds the candidates, a cross-encoder orders them."""
 
 
-for command in (
-    build.build,
-    query.query,
-    query.rerank,
-    evaluate.evaluate,
-    build.info,
-    build.verify,
-    models.export_onnx,
-    models.doctor,
-    models.demo,
-):
+for command in (build, query, rerank, evaluate, info, verify, export_onnx, doctor, demo):
     cli.add_command(command)
 
 

@@ -9,9 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hybrid_retrieval.batching import pad
-from hybrid_retrieval.checkpoints import require
 from hybrid_retrieval.encoders.torch_backend import torch_parts
 from hybrid_retrieval.onnx_export import write_onnx_folder
+from hybrid_retrieval.optional import require
 
 SAMPLE = (
     "Late interaction keeps one vector for every token of a passage.",

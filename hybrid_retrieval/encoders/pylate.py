@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from hybrid_retrieval.checkpoints import no_progress_bars, require, weight_files
+from hybrid_retrieval.checkpoints import no_progress_bars, weight_files
 from hybrid_retrieval.encoders.convention import EncodingConvention, Expansion, Side
 from hybrid_retrieval.errors import ModelError
+from hybrid_retrieval.optional import require
 
 DEFAULT_QUERY_TOKENS = 32
 DEFAULT_PASSAGE_TOKENS = 180

@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from hybrid_retrieval.checkpoints import checkpoint_tokenizer, load_state, require, weight_files
+from hybrid_retrieval.checkpoints import checkpoint_tokenizer, load_state, weight_files
 from hybrid_retrieval.encoders.convention import EncodingConvention, stanford_convention
 from hybrid_retrieval.errors import ModelError
 from hybrid_retrieval.model_files import read_json
+from hybrid_retrieval.optional import require
 
 WORDS = "embeddings.word_embeddings.weight"
 

@@ -10,11 +10,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hybrid_retrieval.checkpoints import model_name, placement, require
+from hybrid_retrieval.checkpoints import model_name, placement
 from hybrid_retrieval.encoders.backend import EncoderBackend
 from hybrid_retrieval.encoders.pylate import load_pylate
 from hybrid_retrieval.encoders.stanford import load_stanford
 from hybrid_retrieval.model_files import fingerprint
+from hybrid_retrieval.optional import require
 
 
 class TorchEncoderBackend(EncoderBackend):

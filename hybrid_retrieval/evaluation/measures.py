@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from hybrid_retrieval.errors import ConfigError
+from hybrid_retrieval.optional import require
 
 DEFAULT_MEASURES = "nDCG@10 R@100 RR@10"
 # Names end at white space or commas, but not inside the parentheses of parameters: "P(rel=2,
@@ -107,8 +108,7 @@ def _parse(name: str) -> Any:
 
 
 def _ir_measures() -> Any:
-    import ir_measures
-
+    ir_measures = require("ir_measures", "measuring a run", "evaluate")
     # Importing it attaches a handler that would print its records a second time beside the caller's own
     # logging.
     logger = logging.getLogger("ir_measures")

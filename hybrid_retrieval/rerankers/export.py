@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hybrid_retrieval.batching import pad
-from hybrid_retrieval.checkpoints import require
 from hybrid_retrieval.onnx_export import write_onnx_folder
+from hybrid_retrieval.optional import require
 from hybrid_retrieval.rerankers.torch_backend import torch_parts
 
 SAMPLE = (

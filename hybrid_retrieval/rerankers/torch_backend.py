@@ -10,16 +10,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hybrid_retrieval.checkpoints import (
-    checkpoint_tokenizer,
-    model_name,
-    no_progress_bars,
-    placement,
-    require,
-    weight_files,
-)
+from hybrid_retrieval.checkpoints import checkpoint_tokenizer, model_name, no_progress_bars, placement, weight_files
 from hybrid_retrieval.errors import ModelError
 from hybrid_retrieval.model_files import fingerprint
+from hybrid_retrieval.optional import require
 from hybrid_retrieval.rerankers.backend import RerankerBackend
 from hybrid_retrieval.rerankers.loading import FLAG_MAX_TOKENS, limits
 from hybrid_retrieval.rerankers.pairs import convention_of
@@ -56,8 +50,8 @@ def torch_parts(folder: Path, *, device: str, dtype: str, threads: int, max_toke
     try:
         with no_progress_bars():
             model = transformers.AutoModelForSequenceClassification.from_pretrained(str(folder))
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        raise ModelError(f"{folder}: not a sequence classifier ({' '.join(str(error).split())})") from None
+    except Exception as error:  # safetensors and pickle raise errors of their own
+        raise ModelError(f"{folder}: not a sequence classifier ({' '.join(str(error).split()):.200})") from None
     config = model.config
     if config.num_labels != 1:
         raise ModelError(f"{folder} has {config.num_labels} outputs; a reranker has one (num_labels 1)")

@@ -11,7 +11,7 @@ from hybrid_retrieval.codec.assignment import available_threads
 from hybrid_retrieval.errors import ArrayError, IndexDamagedError, QueryError
 from hybrid_retrieval.kernels.reference import PackedTokens
 from hybrid_retrieval.ragged import expand_spans
-from hybrid_retrieval.search import steps
+from hybrid_retrieval.search.steps import approximate_scores, candidate_windows, centroid_scores, exact_scores
 from hybrid_retrieval.storage import Segment, Snapshot
 from hybrid_retrieval.types import best_first
 
@@ -101,7 +101,7 @@ class Searcher:
 
     def _pruned(self, query: Float32, rows: list[Int64], width: int, nprobe: int) -> list[Int64]:
         """The `width` rows of the best approximate scores, rising, for each segment."""
-        scores = steps.centroid_scores(query, self.snapshot.codec.centroids)
+        scores = centroid_scores(query, self.snapshot.codec.centroids)
         approximate = []
         for segment, local in zip(self.snapshot.segments, rows, strict=True):
             allowed = None
@@ -109,12 +109,12 @@ class Searcher:
                 allowed = np.zeros(segment.num_windows, np.bool_)
                 starts = segment.window_offsets[local]
                 allowed[expand_spans(starts, segment.window_offsets[local + 1] - starts)] = True
-            found = steps.candidate_windows(scores, segment.lists, segment.list_offsets, nprobe, allowed)
+            found = candidate_windows(scores, segment.lists, segment.list_offsets, nprobe, allowed)
             owners = np.searchsorted(segment.window_offsets, found.windows, side="right") - 1
             # A passage that no probed list names still has a bound: it fills up what candidates leave of the
             # width.
             by_row = np.full(segment.num_passages, found.floor.sum(dtype=np.float32), np.float32)
-            np.maximum.at(by_row, owners, steps.approximate_scores(found))
+            np.maximum.at(by_row, owners, approximate_scores(found))
             approximate.append(by_row[local])
         kept = best_first(np.concatenate(approximate), width)
         bounds = np.cumsum([0, *map(len, rows)])
@@ -128,7 +128,7 @@ def _score_rows(query: Float32, segment: Segment, packed: PackedTokens, rows: In
     """MaxSim of rows of a segment: the best of each row's windows."""
     starts = segment.window_offsets[rows]
     lengths = segment.window_offsets[rows + 1] - starts
-    scores = steps.exact_scores(
+    scores = exact_scores(
         query, packed, segment.token_offsets, expand_spans(starts, lengths), threads=threads
     )
     if len(rows) == 0:

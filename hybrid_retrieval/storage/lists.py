@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from hybrid_retrieval.storage import layout
+import hybrid_retrieval.storage.layout as layout
 from hybrid_retrieval.storage.files import map_array
 
 BLOCK_TOKENS = 1 << 20

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import hybrid_retrieval.storage.layout as layout
 from hybrid_retrieval.errors import CorpusError
-from hybrid_retrieval.storage import layout
 from hybrid_retrieval.storage.files import map_array
 from hybrid_retrieval.types import Passage
 

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+import hybrid_retrieval.storage.layout as layout
 from hybrid_retrieval.errors import IndexDamagedError
 from hybrid_retrieval.ragged import Ragged, expand_spans
-from hybrid_retrieval.storage import layout
 from hybrid_retrieval.storage.files import map_array
 from hybrid_retrieval.storage.layout import SEGMENTS, ArrayFile
 from hybrid_retrieval.storage.manifest import unpack_deleted

@@ -10,8 +10,8 @@ from typing import BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
+import hybrid_retrieval.storage.layout as layout
 from hybrid_retrieval.ragged import Ragged
-from hybrid_retrieval.storage import layout
 from hybrid_retrieval.storage.layout import ArrayFile
 
 _PASSAGE_PAIRS = (

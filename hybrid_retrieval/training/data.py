@@ -29,7 +29,25 @@ WEIGHTS = {
 HELD_OUT = 150
 """Passages of each file that no training step sees."""
 
-LANGUAGES = ("ara", "tel", "rus", "cmn", "spa", "fin", "deu", "hin", "fra", "kor", "swh", "jpn", "tur", "vie", "tha", "ell", "ron")
+LANGUAGES = (
+    "ara",
+    "tel",
+    "rus",
+    "cmn",
+    "spa",
+    "fin",
+    "deu",
+    "hin",
+    "fra",
+    "kor",
+    "swh",
+    "jpn",
+    "tur",
+    "vie",
+    "tha",
+    "ell",
+    "ron",
+)
 """Tatoeba's languages for distillation on sentences."""
 
 
@@ -58,7 +76,8 @@ def held_out(folder: Path, tokenizer: Tokenizer, name: str, *, seed: int) -> lis
 
 
 def load_sentences(folder: Path, tokenizer: Tokenizer) -> list[list[int]]:
-    """Token ids of sentences of ``LANGUAGES`` (Tatoeba, ``xxx-eng.tsv``: sentence, tab, English), not the English ones."""
+    """Token ids of sentences of ``LANGUAGES`` (Tatoeba, ``xxx-eng.tsv``: sentence, tab, English), not the
+    English ones."""
     texts = []
     for language in LANGUAGES:
         for line in (folder / f"{language}-eng.tsv").read_text(encoding="utf-8").splitlines():
@@ -82,7 +101,7 @@ def _read(path: Path, tokenizer: Tokenizer, seed: int, cap: int = 4000) -> list[
 
 def wrap(prefix: Sequence[int], ids: Sequence[int], limit: int) -> list[int]:
     """prefix + ids + </s>, at most ``limit`` ids."""
-    return [*prefix, *ids][: limit - 1] + [END]
+    return [*[*prefix, *ids][: limit - 1], END]
 
 
 def pad(rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:

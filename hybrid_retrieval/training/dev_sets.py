@@ -1,6 +1,6 @@
 """Writes small collections (BEIR layout, split ``dev``) from the held-out parts of the training files, for tuning.
 
-    python -m hybrid_retrieval.training.dev_sets BASE PAIRS OUT
+python -m hybrid_retrieval.training.dev_sets BASE PAIRS OUT
 """
 
 from __future__ import annotations
@@ -17,8 +17,11 @@ from hybrid_retrieval.training.data import Pair, held_out, load_pairs
 FILES = ("squad_train", "tydiqa-en", "tydiqa-ko", "tydiqa-sw", "jaquad", "scifact", "php_purpose", "mdn_xling")
 
 
-def write_dev_set(folder: Path, name: str, held: list[Pair], others: list[Pair], tokenizer: Tokenizer, *, queries: int, pool: int) -> None:
-    """``queries`` held-out questions (one a passage) against the held-out passages and as many of the others' as make ``pool``."""
+def write_dev_set(
+    folder: Path, name: str, held: list[Pair], others: list[Pair], tokenizer: Tokenizer, *, queries: int, pool: int
+) -> None:
+    """``queries`` held-out questions (one a passage) against the held-out passages and as many of the others'
+    as make ``pool``."""
     passages = {pair.passage_key: pair for pair in held}
     for pair in others:
         if len(passages) >= pool:

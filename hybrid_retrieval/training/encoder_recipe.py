@@ -1,4 +1,5 @@
-"""Recipe of the embedded encoder: prune the base in width, then distil it with its own 384-dimension MaxSim as the teacher."""
+"""Recipe of the embedded encoder: prune the base in width, then distil it with its own 384-dimension MaxSim as
+the teacher."""
 
 from __future__ import annotations
 
@@ -20,6 +21,7 @@ SCALE = 30.0
 """Inverse temperature of mean MaxSim."""
 QUERY_TOKENS, PASSAGE_TOKENS = 40, 128
 """Training lengths; at run time 64 and 256."""
+
 
 def calibration(pairs: dict[str, list[Pair]], sentences: list[list[int]], per_file: int) -> list[tuple[Tensor, Tensor]]:
     """Batches (ids, mask) of ``per_file`` pairs of each file plus ``sentences`` (token ids) read as queries."""
@@ -63,7 +65,8 @@ def start(
 def _forward(
     model: nn.Module, rows: list[list[int]], groups: list[list[int]], queries: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Run ``model`` over ``groups`` of rows of like length; returns padded vectors of the first ``queries`` rows and of the
+    """Run ``model`` over ``groups`` of rows of like length; returns padded vectors of the first ``queries``
+    rows and of the
     others, and their masks: [Q, Lq, D], [P, Lp, D], [Q, Lq], [P, Lp]."""
     found: dict[int, Tensor] = {}
     for group in groups:
@@ -88,7 +91,8 @@ def train_encoder(
     batch: int = 12,
     seed: int = 0,
 ) -> bool:
-    """Distil ``model``. A step sees ``batch`` pairs and 16 sentences; its loss is token distillation to the base's vectors on the
+    """Distil ``model``. A step sees ``batch`` pairs and 16 sentences; its loss is token distillation to the
+    base's vectors on the
     principal directions, KL of in-batch MaxSim to the base's 384-dimension MaxSim, and contrastive cross-entropy."""
     teacher = Trunk(base, list(range(base.layers))).eval()
     directions = model.projection.weight.detach().clone()
@@ -123,6 +127,12 @@ def train_encoder(
         ce = losses.contrastive(scores, same, SCALE)
         loss = 2 * token + 2 * token_q + kl + 0.3 * ce
         hit = (scores.masked_fill(same, -1).argmax(-1) == torch.arange(n)).float().mean()
-        return loss, {"token": token.item(), "query": token_q.item(), "kl": kl.item(), "ce": ce.item(), "hit": hit.item()}
+        return loss, {
+            "token": token.item(),
+            "query": token_q.item(),
+            "kl": kl.item(),
+            "ce": ce.item(),
+            "hit": hit.item(),
+        }
 
     return train(model, step, steps=steps, rate=2e-4, head_rate=3e-4, checkpoint=checkpoint, resume=resume)

@@ -1,7 +1,9 @@
 """ONNX graphs of the two models, written node by node with onnxruntime's fused operators (CPU).
 
-Weights are uint8 per output channel with zero point 128, activations uint8 quantised dynamically (``MatMulIntegerToFloat``).
-Unsigned weights matter: without VNNI the signed int8 kernels add pairs of products in 16 saturating bits. The embedding table
+Weights are uint8 per output channel with zero point 128, activations uint8 quantised dynamically
+(``MatMulIntegerToFloat``).
+Unsigned weights matter: without VNNI the signed int8 kernels add pairs of products in 16 saturating bits. The
+embedding table
 stays on the base's 4-bit grid in ``embeddings.bin``, shared by both graphs as external data.
 """
 
@@ -20,8 +22,10 @@ EMBEDDINGS_FILE = "embeddings.bin"
 
 
 def embedding_bytes(base: BaseModel) -> tuple[bytes, dict[str, tuple[int, int]]]:
-    """The bytes of ``embeddings.bin`` and (offset, length) of ``codes`` (two per byte, the lower index in the low nibble)
-    and ``scales`` (float16). Codes are written as signed 4-bit integers (code - 8), whose zero point is 0. Offsets are multiples of 4096 so that the file can be mapped."""
+    """The bytes of ``embeddings.bin`` and (offset, length) of ``codes`` (two per byte, the lower index in the
+    low nibble)
+    and ``scales`` (float16). Codes are written as signed 4-bit integers (code - 8), whose zero point is 0.
+    Offsets are multiples of 4096 so that the file can be mapped."""
     codes = base.embedding_codes ^ 8  # code - 8 in two's complement
     packed = (codes[:, 0::2] | (codes[:, 1::2] << 4)).astype(np.uint8).tobytes()
     scales = base.embedding_scales.astype("<f2").tobytes()
@@ -50,7 +54,9 @@ class GraphBuilder:
         self.initializers.append(numpy_helper.from_array(value, name))
         return name
 
-    def node(self, op: str, inputs: list[str], *, domain: str = "", outputs: int = 1, **attributes: object) -> list[str]:
+    def node(
+        self, op: str, inputs: list[str], *, domain: str = "", outputs: int = 1, **attributes: object
+    ) -> list[str]:
         self.count += 1
         names = [f"{op}_{self.count}.{i}" for i in range(outputs)]
         self.nodes.append(helper.make_node(op, inputs, names, domain=domain, **attributes))
@@ -113,12 +119,12 @@ class GraphBuilder:
         weight, bias = state[f"{name}.qkv.weight"], state[f"{name}.qkv.bias"]
         q, k, v = (
             self.dense(source, f"{name}.{part}", weight[rows], bias[rows])
-            for part, rows in (
-                (part, slice(n * width, (n + 1) * width)) for n, part in enumerate(("q", "k", "v"))
-            )
+            for part, rows in ((part, slice(n * width, (n + 1) * width)) for n, part in enumerate(("q", "k", "v")))
         )
         inputs = [q, k, v, "", mask]
-        (a,) = self.node("MultiHeadAttention", inputs, domain=MICROSOFT, num_heads=width * self.base.heads // self.base.hidden)
+        (a,) = self.node(
+            "MultiHeadAttention", inputs, domain=MICROSOFT, num_heads=width * self.base.heads // self.base.hidden
+        )
         a = self.dense(a, f"{name}.ao", state[f"{name}.ao.weight"], state[f"{name}.ao.bias"])
         x = self.skip_norm(a, x, f"{name}.aln")
         up = self.dense(x, f"{name}.fi", state[f"{name}.fi.weight"], None)

@@ -18,7 +18,8 @@ def maxsim_matrix(queries: Tensor, query_mask: Tensor, passages: Tensor, passage
 
 
 def contrastive(scores: Tensor, same: Tensor, scale: float) -> Tensor:
-    """Softmax cross-entropy of query i against passage i: scores [Q, P], P >= Q. ``same`` bool [Q, P] marks other columns that
+    """Softmax cross-entropy of query i against passage i: scores [Q, P], P >= Q. ``same`` bool [Q, P] marks
+    other columns that
     hold the query's own passage; they are left out."""
     target = torch.arange(len(scores))
     return F.cross_entropy((scores * scale).masked_fill(same, -1e4), target)

@@ -1,4 +1,5 @@
-"""The trunk (BERT layers, post-LayerNorm) and the two heads, in plain torch; parameter names follow ``base_weights``."""
+"""The trunk (BERT layers, post-LayerNorm) and the two heads, in plain torch; parameter names follow
+``base_weights``."""
 
 from __future__ import annotations
 
@@ -101,7 +102,8 @@ class Encoder(nn.Module):
 class CrossEncoder(nn.Module):
     """Cross-encoder over ``<s> query </s></s> passage </s>``; returns one logit a pair, float32 [B].
 
-    Query and passage attend to each other in every layer. The logit is a scaled mean MaxSim of the query's final states with
+    Query and passage attend to each other in every layer. The logit is a scaled mean MaxSim of the query's
+    final states with
     the passage's (so that training starts from a working ranking) plus first token -> dense -> tanh -> 1.
     """
 

@@ -1,7 +1,9 @@
 """One-shot width pruning of the trunk: fewer attention heads and fewer inner neurons, output matrices refitted.
 
-Layer by layer, on calibration text: heads or neurons whose removal costs the least squared error are removed in small groups
-(optimal brain surgeon: cost w_j' (Ginv_jj)^-1 w_j, Hassibi & Stork 1993), then the output matrix and bias are refitted by ridge
+Layer by layer, on calibration text: heads or neurons whose removal costs the least squared error are removed
+in small groups
+(optimal brain surgeon: cost w_j' (Ginv_jj)^-1 w_j, Hassibi & Stork 1993), then the output matrix and bias are
+refitted by ridge
 regression so that the layer's sum before its LayerNorm is the unpruned model's, errors of the layers below included.
 """
 
@@ -23,7 +25,8 @@ def _gram(x: Tensor) -> Tensor:
 
 
 def select(x: Tensor, weight: Tensor, group: int, keep: int, step: int) -> Tensor:
-    """Indices [keep * group] of the inputs to keep: x float32 [T, n * group], weight [out, n * group]; the cheapest ``step``
+    """Indices [keep * group] of the inputs to keep: x float32 [T, n * group], weight [out, n * group]; the
+    cheapest ``step``
     groups go at a time."""
     inverse = torch.linalg.inv(_gram(x).double()).float()
     w = weight.T.clone()
@@ -34,7 +37,9 @@ def select(x: Tensor, weight: Tensor, group: int, keep: int, step: int) -> Tenso
             cost = w[rows].square().sum(1) / inverse[rows, rows]
         else:
             blocks = [inverse[r][:, r] for r in rows.view(-1, group)]
-            cost = torch.stack([(w[r] * torch.linalg.solve(b, w[r])).sum() for r, b in zip(rows.view(-1, group), blocks, strict=True)])
+            cost = torch.stack(
+                [(w[r] * torch.linalg.solve(b, w[r])).sum() for r, b in zip(rows.view(-1, group), blocks, strict=True)]
+            )
         drop = cost.argsort()[: min(step, len(alive) - keep)]
         gone = (alive[drop][:, None] * group + torch.arange(group)).reshape(-1)
         update = torch.linalg.solve(inverse[gone][:, gone], torch.cat([w[gone], inverse[gone]], dim=1))
@@ -56,7 +61,8 @@ def refit(x: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
 
 @torch.no_grad()
 def prune(base: BaseModel, keep: list[int], heads: int, inner: int, batches: list[tuple[Tensor, Tensor]]) -> Trunk:
-    """A trunk of the base's layers ``keep`` with ``heads`` heads and ``inner`` neurons each, fitted on ``batches`` of (ids
+    """A trunk of the base's layers ``keep`` with ``heads`` heads and ``inner`` neurons each, fitted on
+    ``batches`` of (ids
     [B, L], mask [B, L])."""
     full = Trunk(base, keep).eval()
     small = Trunk(base, keep, [(heads, inner)] * len(keep)).eval()

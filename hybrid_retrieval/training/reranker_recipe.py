@@ -27,7 +27,8 @@ def pair_ids(query: list[int], passage: list[int], query_tokens: int, passage_to
 def mine(
     encoder: Encoder, pairs: list[Pair], *, questions: int, depth: int = 12, skip: int = 0
 ) -> list[tuple[Pair, list[Pair]]]:
-    """For the first ``questions`` pairs of one file, the ``depth`` best passages of the same questions' passages by MaxSim
+    """For the first ``questions`` pairs of one file, the ``depth`` best passages of the same questions'
+    passages by MaxSim
     (mean of unit token vectors first, to shorten the list), the query's own left out."""
     items = pairs[:questions]
     chosen: dict[int, Pair] = {}

@@ -62,7 +62,14 @@ def run(
     encoder = _start(source, drawn, lines, work, heads=heads, inner=inner, dimensions=dimensions, resume=resume)
     if only != "reranker":
         done = encoder_recipe.train_encoder(
-            source, encoder, drawn, lines, steps=encoder_steps, checkpoint=work / "encoder.ckpt", resume=resume, seed=seed
+            source,
+            encoder,
+            drawn,
+            lines,
+            steps=encoder_steps,
+            checkpoint=work / "encoder.ckpt",
+            resume=resume,
+            seed=seed,
         )
         if not done:
             return False
@@ -131,6 +138,9 @@ def _reranker(
         model, mined, steps=steps, checkpoint=work / "reranker.ckpt", resume=resume, seed=seed
     )
     if done:
-        note = "score = weight * z(reranker) + (1 - weight) * z(MaxSim), z over the query's candidates; tuned on held-out training pairs"
+        note = (
+            "score = weight * z(reranker) + (1 - weight) * z(MaxSim), z over the query's candidates; "
+            "weight tuned on held-out training pairs"
+        )
         write_reranker(base, arrays(model), out, {**RERANKER, "fusion": {"weight": weight, "note": note}})
     return done

@@ -128,6 +128,9 @@ def test_missing_weights_are_named(tmp_path: Path) -> None:
     save_file({key: value for key, value in state.items() if key != "linear.weight"}, folder / "model.safetensors")
     with pytest.raises(ModelError, match=r"linear\.weight"):
         Encoder.load(str(folder))
+    (folder / "model.safetensors").write_bytes(b"damaged")
+    with pytest.raises(ModelError, match="not readable as weights"):
+        Encoder.load(str(folder))
     (folder / "model.safetensors").unlink()
     with pytest.raises(ModelError, match="no weights"):
         Encoder.load(str(folder))

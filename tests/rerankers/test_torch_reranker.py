@@ -30,8 +30,9 @@ def checkpoint(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPath
     return MAKERS[request.param](tmp_path_factory.mktemp("checkpoint"))
 
 
-def test_the_float32_export_computes_the_same_for_any_batch_and_length(checkpoint: Path, tmp_path: Path) -> None:
+def test_the_float32_export_computes_the_same_for_any_batch_and_length(tmp_path: Path) -> None:
     pytest.importorskip("onnxscript")
+    checkpoint = make_bert_reranker(tmp_path / "checkpoint")
     worst = export_reranker(checkpoint, tmp_path / "out")
     assert 0 <= worst < 1e-4
     source, export = Reranker.load(str(checkpoint), device="cpu"), Reranker.load(str(tmp_path / "out"))
@@ -41,6 +42,7 @@ def test_the_float32_export_computes_the_same_for_any_batch_and_length(checkpoin
         assert getattr(export, name) == getattr(source, name), name
     description = json.loads((tmp_path / "out" / "reranker.json").read_text("utf-8"))
     assert (description["format"], description["kind"], description["dtype"]) == (1, "reranker", "float32")
+    assert description["token_types"] is True
     assert Reranker.load(str(tmp_path / "out"), max_tokens=592).max_tokens == 592
 
 
@@ -99,4 +101,11 @@ def test_a_model_with_several_outputs_is_refused(tmp_path: Path) -> None:
     config["label2id"] = {"no": 0, "yes": 1}
     (folder / "config.json").write_text(json.dumps(config))
     with pytest.raises(ModelError):
+        Reranker.load(str(folder), device="cpu")
+
+
+def test_damaged_weights_are_named(tmp_path: Path) -> None:
+    folder = make_bert_reranker(tmp_path)
+    (folder / "model.safetensors").write_bytes(b"damaged")
+    with pytest.raises(ModelError, match=str(folder)):
         Reranker.load(str(folder), device="cpu")
