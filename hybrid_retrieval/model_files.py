@@ -76,8 +76,8 @@ def kind_of(folder: Path) -> Kind:
     if (folder / "modules.json").exists() or "HF_ColBERT" in names:
         return "encoder"
     raise InputError(
-        f"{folder}: neither a ColBERT encoder (artifact.metadata, modules.json or encoder.json) nor a sequence classifier "
-        f"(config.json with an architecture ...ForSequenceClassification, or reranker.json)"
+        f"{folder}: neither a ColBERT encoder (artifact.metadata, modules.json or encoder.json) nor a sequence "
+        f"classifier (config.json with an architecture ...ForSequenceClassification, or reranker.json)"
     )
 
 

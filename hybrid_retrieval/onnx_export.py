@@ -41,9 +41,10 @@ def write_onnx_folder(
 ) -> float:
     """Export a torch module and return its largest difference from torch in float32 on `sample`.
 
-    module: maps int64 [B, L] inputs named `input_names` to one float32 output. tolerance: (torch's output, the graph's)
-    to (largest difference, whether it is acceptable). Nothing is left behind under `out` if the check fails. Raises
-    `InputError` for a folder that holds something already, `ModelError` where the graph disagrees with torch.
+    module: maps int64 [B, L] inputs named `input_names` to one float32 output. tolerance: (torch's output, the
+    graph's) to (largest difference, whether it is acceptable). Nothing is left behind under `out` if the check
+    fails. Raises `InputError` for a folder that holds something already, `ModelError` where the graph disagrees
+    with torch.
     """
     if dtype not in DTYPES:
         raise InputError(f"an export is in {' or '.join(DTYPES)}, got {dtype}")
@@ -59,9 +60,10 @@ def write_onnx_folder(
         folder = Path(name) / "model"
         folder.mkdir()
         graph = folder / f"{kind}.onnx"
-        _export(torch, module, inputs, Path(name) / "float32.onnx" if dtype == "int8" else graph, input_names, output_name)
+        whole = Path(name) / "float32.onnx" if dtype == "int8" else graph
+        _export(torch, module, inputs, whole, input_names, output_name)
         if dtype == "int8":
-            _quantise(Path(name) / "float32.onnx", graph)
+            _quantise(whole, graph)
         found = OnnxGraph(graph).run(*sample)
         difference, acceptable = tolerance(expected, found)
         if not acceptable:

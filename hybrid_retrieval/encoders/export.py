@@ -16,7 +16,7 @@ from hybrid_retrieval.optional import require
 SAMPLE = (
     "Late interaction keeps one vector for every token of a passage.",
     "A short one.",
-    "Vaccines train the immune system to recognise a pathogen before the real one arrives; the body then answers faster.",
+    "Vaccines train the immune system to recognise a pathogen; when the real one arrives, the body answers faster.",
 )
 # Cosine between int8 and float32 token vectors below which an export is refused.
 LEAST_INT8_COSINE = 0.9

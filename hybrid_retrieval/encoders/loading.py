@@ -33,7 +33,9 @@ def _onnx_parts(folder: Path, *, device: str, dtype: str, threads: int) -> dict[
     description = read_description(folder, "encoder")
     own = description.get("dtype", "int8")
     if dtype not in ("auto", own):
-        raise ModelError(f"{folder} was exported in {own} and cannot run in {dtype}: use dtype 'auto' or export it again")
+        raise ModelError(
+            f"{folder} was exported in {own} and cannot run in {dtype}: use dtype 'auto' or export it again"
+        )
     graph, tokenizer = folder / description["graph"], folder / description["tokenizer"]
     convention = EncodingConvention.from_dict(description, str(folder / "encoder.json"))
     dimensions = int(description["dimensions"])

@@ -30,9 +30,15 @@ def load_pylate(folder: Path) -> tuple[Any, Any, EncodingConvention, Any, list[A
     first, rest = model[0], list(model)[1:]
     dense = [module for module in rest if type(module).__name__ == "Dense"]
     masks = [module for module in rest if type(module).__name__ == "MultiVectorMask"]
-    other = [type(module).__name__ for module in rest if type(module).__name__ not in ("Dense", "MultiVectorMask", "Normalize")]
+    other = [
+        type(module).__name__
+        for module in rest
+        if type(module).__name__ not in ("Dense", "MultiVectorMask", "Normalize")
+    ]
     if other or not dense:
-        raise ModelError(f"{folder}: expected a transformer and dense projections, got also {', '.join(other) or 'no Dense'}")
+        raise ModelError(
+            f"{folder}: expected a transformer and dense projections, got also {', '.join(other) or 'no Dense'}"
+        )
     layers = [layer for module in dense for layer in (module.linear, module.activation_function)]
     if masks and (masks[0].keep_only_token_ids is not None or list(masks[0].skiplist_tasks) != ["document"]):
         raise ModelError(f"{folder}: its MultiVectorMask has settings that this release does not know")
@@ -55,7 +61,9 @@ def load_pylate(folder: Path) -> tuple[Any, Any, EncodingConvention, Any, list[A
             *query,
             max_tokens=int(query_tokens),
             expansion=expansion
-            and Expansion(tokenizer.token_to_id(filling), int(expansion["length"]), bool(expansion.get("attend", False))),
+            and Expansion(
+                tokenizer.token_to_id(filling), int(expansion["length"]), bool(expansion.get("attend", False))
+            ),
         ),
         passage=Side(
             *passage,

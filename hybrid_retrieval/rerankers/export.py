@@ -19,7 +19,7 @@ SAMPLE = (
     ("what is a panda?", "The giant panda is a bear species endemic to China."),
     ("how do vaccines work?", "Vaccines train the immune system to recognise a pathogen before the real one arrives."),
 )
-# Largest difference of an int8 logit, in units of the float32 logits' own spread and size, above which an export is refused.
+# Largest difference of an int8 logit, in units of the float32 logits' size, above which an export is refused.
 MOST_INT8_DIFFERENCE = 0.25
 
 

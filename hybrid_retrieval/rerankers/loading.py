@@ -15,9 +15,7 @@ from hybrid_retrieval.rerankers.pairs import PairConvention
 FLAG_MAX_TOKENS = 512
 
 
-def load_parts(
-    folder: Path, *, backend: str, device: str, dtype: str, threads: int, max_tokens: int
-) -> dict[str, Any]:
+def load_parts(folder: Path, *, backend: str, device: str, dtype: str, threads: int, max_tokens: int) -> dict[str, Any]:
     """The keyword arguments of `Reranker`, but for `truncation` and `batch_tokens`."""
     is_onnx = (folder / "reranker.json").exists()
     if backend == "onnx" and not is_onnx:
@@ -37,7 +35,7 @@ def load_parts(
 def limits(own: int, own_query: int, wanted: int, longest: int, source: Path) -> dict[str, int]:
     """max_tokens, max_query_tokens and longest_tokens of a `Reranker`.
 
-    The first two are the model's own, or, where the caller wants another length, that and FlagReranker's three quarters.
+    The first two are the model's own, or, where the caller wants another length, that and three quarters of it.
     """
     if wanted > longest:
         raise ModelError(f"{source} reads pairs of at most {longest} tokens, got max_tokens {wanted}")

@@ -68,9 +68,7 @@ def convention_of(tokenizer: Any, pad_id: int, *, token_types: bool) -> PairConv
     return PairConvention(prefix, middle, suffix, pad_id, token_types)
 
 
-def cut(
-    query: Ids, passage: Ids, room: int, max_query_tokens: int, truncation: Truncation
-) -> tuple[Ids, Ids, bool]:
+def cut(query: Ids, passage: Ids, room: int, max_query_tokens: int, truncation: Truncation) -> tuple[Ids, Ids, bool]:
     """Both parts within `room` tokens, and whether anything was cut.
 
     only_second: the query to max_query_tokens, then the passage to what is left (at least one token of it stays).

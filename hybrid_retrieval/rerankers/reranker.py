@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -33,9 +34,9 @@ class Scores:
 class Reranker:
     """A cross-encoder. Safe to share between threads.
 
-    name: what the model calls itself. tokenizer_identity: SHA-256 (hex) of its tokenizer; passage tokens stored under the
-    same identity can be scored directly. identity: the same over weights, tokenizer and convention. max_tokens: of a pair,
-    where it is cut; longest_tokens: the most that the model could read.
+    name: what the model calls itself. tokenizer_identity: SHA-256 (hex) of its tokenizer; passage tokens stored
+    under the same identity can be scored directly. identity: the same over weights, tokenizer and convention.
+    max_tokens: of a pair, where it is cut; longest_tokens: the most that the model could read.
     fusion_weight: the weight that the model's files recommend for fusion with MaxSim, or None.
     """
 
@@ -77,9 +78,9 @@ class Reranker:
     ) -> Reranker:
         """Load `embedded`, a folder (a sequence classifier or an ONNX export) or a hub id.
 
-        dtype: `auto` is float16 on CUDA and float32 on a CPU; an ONNX folder keeps its own. truncation and max_tokens: how
-        and where pairs are cut; 0 takes FlagReranker's 512, or the export's own. Raises `ModelNotFoundError`, `ModelError`,
-        or `OptionalDependencyError` where the model needs torch.
+        dtype: `auto` is float16 on CUDA and float32 on a CPU; an ONNX folder keeps its own. truncation and
+        max_tokens: how and where pairs are cut; 0 takes FlagReranker's 512, or the export's own. Raises
+        `ModelNotFoundError`, `ModelError`, or `OptionalDependencyError` where the model needs torch.
         """
         if truncation not in get_args(Truncation):
             raise InputError(f"truncation must be one of {', '.join(get_args(Truncation))}, got {truncation!r}")
@@ -105,8 +106,8 @@ class Reranker:
     def rank(self, query: str, passages: Sequence[str | Passage | Mapping[str, Any]], k: int = 10) -> Ranking:
         """Order a plain list by logit: no index needed.
 
-        passages: strings (known by their position, "0", "1", ...), `Passage` objects, or mappings with `text` and perhaps
-        `_id` (or `id`) and `title`. Returns the k best, ties in input order.
+        passages: strings (known by their position, "0", "1", ...), `Passage` objects, or mappings with `text` and
+        perhaps `_id` (or `id`) and `title`. Returns the k best, ties in input order.
         """
         if isinstance(k, bool) or not isinstance(k, (int, np.integer)) or k < 1:
             raise QueryError(f"k must be a whole number of at least 1, got {k!r}")
@@ -152,10 +153,7 @@ class Reranker:
             bounds.append(len(queries))
         whole = self._score(queries, passages)
         cuts = [self._is_cut(query, passage) for query, passage in zip(queries, passages, strict=True)]
-        return [
-            Scores(whole.logits[start:stop], sum(cuts[start:stop]))
-            for start, stop in zip(bounds, bounds[1:], strict=False)
-        ]
+        return [Scores(whole.logits[start:stop], sum(cuts[start:stop])) for start, stop in itertools.pairwise(bounds)]
 
     def _query_ids(self, query: str) -> list[int]:
         if not isinstance(query, str) or not query.strip():
@@ -184,7 +182,9 @@ class Reranker:
             ids, mask = pad([rows[i] for i in batch], self._convention.pad_id)
             types = None
             if self._convention.token_types:
-                types = (np.arange(ids.shape[1]) >= np.array([starts[i] for i in batch])[:, None]).astype(np.int64) * mask
+                types = (np.arange(ids.shape[1]) >= np.array([starts[i] for i in batch])[:, None]).astype(
+                    np.int64
+                ) * mask
             logits[batch] = self._backend.forward(ids, mask, types)
         if not np.isfinite(logits).all():
             position = int(np.argmin(np.isfinite(logits)))
@@ -200,5 +200,9 @@ def _as_passage(value: str | Passage | Mapping[str, Any], position: int) -> Pass
     if isinstance(value, Mapping) and isinstance(value.get("text"), str):
         known = ("_id", "id", "text", "title")
         rest = {key: item for key, item in value.items() if key not in known}
-        return Passage(str(value.get("_id", value.get("id", position))), value["text"], str(value.get("title") or ""), rest)
-    raise InputError(f"passage {position} must be a string, a Passage or a mapping with a string 'text', got {value!r:.80}")
+        return Passage(
+            str(value.get("_id", value.get("id", position))), value["text"], str(value.get("title") or ""), rest
+        )
+    raise InputError(
+        f"passage {position} must be a string, a Passage or a mapping with a string 'text', got {value!r:.80}"
+    )

@@ -1,4 +1,5 @@
-"""Recipe of the embedded encoder: prune the base in width, then distil it with its own 384-dimension MaxSim as
+"""Recipe of the pruned student (trunk of the cross-encoder, miner of negatives): prune the base in width, then
+distil it with its own 384-dimension MaxSim as
 the teacher."""
 
 from __future__ import annotations

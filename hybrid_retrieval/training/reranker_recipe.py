@@ -64,12 +64,15 @@ def train_reranker(
     mined: dict[str, list[tuple[Pair, list[Pair]]]],
     *,
     steps: int,
+    stop_after: int,
     checkpoint: Path,
     resume: bool,
     questions: int = 8,
     seed: int = 0,
 ) -> bool:
-    """Listwise softmax over the positive and ``NEGATIVES`` mined negatives of ``questions`` questions a step."""
+    """Listwise softmax over the positive and ``NEGATIVES`` mined negatives of ``questions`` questions a step.
+    The learning
+    rate falls to zero over ``steps``; training ends after ``stop_after`` of them."""
     names = [name for name in data.WEIGHTS if mined.get(name)]
     weights = [data.WEIGHTS[name] for name in names]
 
@@ -88,4 +91,13 @@ def train_reranker(
         hit = (logits.view(-1, 1 + NEGATIVES).argmax(-1) == 0).float().mean()
         return loss, {"loss": loss.item(), "hit": hit.item()}
 
-    return train(model, step, steps=steps, rate=1.5e-4, head_rate=5e-4, checkpoint=checkpoint, resume=resume)
+    return train(
+        model,
+        step,
+        steps=steps,
+        stop_after=stop_after,
+        rate=1.5e-4,
+        head_rate=5e-4,
+        checkpoint=checkpoint,
+        resume=resume,
+    )

@@ -1,4 +1,6 @@
-"""The whole training: base -> pruned trunk -> encoder -> mined negatives -> cross-encoder -> exported files."""
+"""The whole training, in three stages: the encoder's projection; a pruned and distilled student, which mines
+negatives; the
+cross-encoder from the pruned trunk. The first and the last write model files."""
 
 from __future__ import annotations
 
@@ -10,7 +12,7 @@ import torch
 from tokenizers import Tokenizer
 from torch import nn
 
-from hybrid_retrieval.training import data, encoder_recipe, reranker_recipe
+from hybrid_retrieval.training import data, encoder_recipe, projection_recipe, reranker_recipe
 from hybrid_retrieval.training.base_weights import BaseModel, read_base, tokenizer_json
 from hybrid_retrieval.training.export import write_encoder, write_reranker
 from hybrid_retrieval.training.modules import CrossEncoder, Encoder, Trunk
@@ -43,50 +45,61 @@ def run(
     heads: int,
     inner: int,
     dimensions: int,
-    encoder_steps: int,
+    projection_steps: int,
+    student_steps: int,
     reranker_steps: int,
+    reranker_stop: int,
     fusion_weight: float,
     only: str | None,
     seed: int,
     threads: int,
     resume: bool,
 ) -> bool:
-    """Train what ``only`` asks for (both when None) and write the files; False when a signal stopped the training."""
+    """Train what ``only`` asks for (all three stages when None) and write the files; False when a signal
+    stopped the training."""
     torch.set_num_threads(threads)
     torch.manual_seed(seed)
     work.mkdir(parents=True, exist_ok=True)
     source = read_base(base)
     tokenizer = Tokenizer.from_str(tokenizer_json(source))
     drawn = data.load_pairs(pairs, tokenizer, limit=4000, seed=seed)
+    if only in (None, "encoder"):
+        full = projection_recipe.train_projection(
+            source, drawn, per_weight=30, dimensions=dimensions, steps=projection_steps, seed=seed
+        )
+        torch.save({"model": full.state_dict()}, work / "projection.ckpt")
+        write_encoder(source, arrays(full), out, ENCODER)
+    if only == "encoder":
+        return True
     lines = data.load_sentences(sentences, tokenizer)
-    encoder = _start(source, drawn, lines, work, heads=heads, inner=inner, dimensions=dimensions, resume=resume)
-    if only != "reranker":
+    student = _start(source, drawn, lines, work, heads=heads, inner=inner, dimensions=dimensions, resume=resume)
+    if only in (None, "student"):
         done = encoder_recipe.train_encoder(
             source,
-            encoder,
+            student,
             drawn,
             lines,
-            steps=encoder_steps,
+            steps=student_steps,
             checkpoint=work / "encoder.ckpt",
             resume=resume,
             seed=seed,
         )
         if not done:
             return False
-        write_encoder(source, arrays(encoder), out, ENCODER)
-    if only != "encoder":
-        return _reranker(
-            source,
-            encoder,
-            drawn,
-            work,
-            out,
-            steps=reranker_steps,
-            weight=fusion_weight,
-            seed=seed,
-            resume=resume,
-        )
-    return True
+    if only == "student":
+        return True
+    return _reranker(
+        source,
+        student,
+        drawn,
+        work,
+        out,
+        steps=reranker_steps,
+        stop_after=reranker_stop,
+        weight=fusion_weight,
+        seed=seed,
+        resume=resume,
+    )
 
 
 def _start(
@@ -120,6 +133,7 @@ def _reranker(
     out: Path,
     *,
     steps: int,
+    stop_after: int,
     weight: float,
     seed: int,
     resume: bool,
@@ -135,7 +149,7 @@ def _reranker(
         mined[name] = reranker_recipe.mine(encoder, items, questions=min(400, 100 * data.WEIGHTS[name]))
         print(f"mined {name}: {len(mined[name])} questions", flush=True)
     done = reranker_recipe.train_reranker(
-        model, mined, steps=steps, checkpoint=work / "reranker.ckpt", resume=resume, seed=seed
+        model, mined, steps=steps, stop_after=stop_after, checkpoint=work / "reranker.ckpt", resume=resume, seed=seed
     )
     if done:
         note = (

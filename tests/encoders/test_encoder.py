@@ -48,7 +48,9 @@ def test_a_query_is_marked_and_filled_with_masks(encoder: Encoder) -> None:
 
 
 @pytest.mark.parametrize("attend", [False, True])
-def test_attention_reaches_the_filling_only_where_the_convention_says(folder: Path, tmp_path: Path, attend: bool) -> None:
+def test_attention_reaches_the_filling_only_where_the_convention_says(
+    folder: Path, tmp_path: Path, attend: bool
+) -> None:
     query = description()["query"]
     query["expansion"]["attend"] = attend
     encoder = Encoder.load(str(write_tiny_encoder(tmp_path, query=query)))
@@ -125,7 +127,9 @@ def test_a_nan_names_the_text(encoder: Encoder) -> None:
         encoder.encode_passages([LONG, "the house", f"a {NAN_WORD} house"])
 
 
-@pytest.mark.parametrize(("query", "message"), [("", "empty"), ("  \n", "empty"), ("a" * 10_001, "10,001"), (3, "string")])
+@pytest.mark.parametrize(
+    ("query", "message"), [("", "empty"), ("  \n", "empty"), ("a" * 10_001, "10,001"), (3, "string")]
+)
 def test_an_impossible_query_is_refused(encoder: Encoder, query: Any, message: str) -> None:
     with pytest.raises(QueryError, match=message):
         encoder.encode_query(query)

@@ -29,7 +29,9 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def exports(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, float]]:
     pytest.importorskip("onnxscript")
     root = tmp_path_factory.mktemp("exports")
-    return {dtype: (root / dtype, export_encoder(checkpoint, root / dtype, dtype=dtype)) for dtype in ("float32", "int8")}
+    return {
+        dtype: (root / dtype, export_encoder(checkpoint, root / dtype, dtype=dtype)) for dtype in ("float32", "int8")
+    }
 
 
 def cosines(a: Any, b: Any) -> np.ndarray[Any, Any]:

@@ -28,12 +28,23 @@ def table() -> np.ndarray[Any, Any]:
 
 def description() -> dict[str, Any]:
     return {
-        "format": 1, "kind": "encoder", "name": "tiny", "graph": "encoder.onnx", "tokenizer": "tokenizer.json",
-        "dimensions": DIMENSIONS, "pad_id": 0, "dtype": "float32",
-        "query": {"prefix_ids": [CLS, QUERY], "suffix_ids": [SEP], "max_tokens": 12, "skip_ids": [],
-                  "expansion": {"token_id": MASK, "length": 12, "attend": False}},
+        "format": 1,
+        "kind": "encoder",
+        "name": "tiny",
+        "graph": "encoder.onnx",
+        "tokenizer": "tokenizer.json",
+        "dimensions": DIMENSIONS,
+        "pad_id": 0,
+        "dtype": "float32",
+        "query": {
+            "prefix_ids": [CLS, QUERY],
+            "suffix_ids": [SEP],
+            "max_tokens": 12,
+            "skip_ids": [],
+            "expansion": {"token_id": MASK, "length": 12, "attend": False},
+        },
         "passage": {"prefix_ids": [CLS, PASSAGE], "suffix_ids": [SEP], "max_tokens": 16, "skip_ids": [1010, 1012]},
-    }  # fmt: skip
+    }
 
 
 def write_tiny_encoder(folder: Path, **changes: Any) -> Path:

@@ -18,10 +18,18 @@ from safetensors.numpy import save_file
 HERE = Path(__file__).parent
 HIDDEN, LAYERS, HEADS, INNER, POSITIONS, DIMENSIONS = 32, 2, 2, 64, 600, 16
 METADATA = {
-    "dim": DIMENSIONS, "similarity": "cosine", "query_maxlen": 32, "doc_maxlen": 64, "mask_punctuation": True,
-    "attend_to_mask_tokens": False, "interaction": "colbert", "query_token_id": "[unused0]",
-    "doc_token_id": "[unused1]", "query_token": "[Q]", "doc_token": "[D]",
-}  # fmt: skip
+    "dim": DIMENSIONS,
+    "similarity": "cosine",
+    "query_maxlen": 32,
+    "doc_maxlen": 64,
+    "mask_punctuation": True,
+    "attend_to_mask_tokens": False,
+    "interaction": "colbert",
+    "query_token_id": "[unused0]",
+    "doc_token_id": "[unused1]",
+    "query_token": "[Q]",
+    "doc_token": "[D]",
+}
 
 
 def texts() -> dict[str, Any]:
@@ -68,7 +76,10 @@ def make_xlmr_reranker(folder: Path) -> Path:
     rng = np.random.default_rng(6)
     state = {f"roberta.{name}": value for name, value in _trunk(vocabulary, types=1, seed=5).items()}
     for part, rows in (("dense", HIDDEN), ("out_proj", 1)):
-        state |= {f"classifier.{part}.weight": _normal(rng, rows, HIDDEN), f"classifier.{part}.bias": _normal(rng, rows)}
+        state |= {
+            f"classifier.{part}.weight": _normal(rng, rows, HIDDEN),
+            f"classifier.{part}.bias": _normal(rng, rows),
+        }
     config = _config("XLMRobertaForSequenceClassification", "xlm-roberta", vocabulary, types=1)
     return _write(folder, state, config, tokenizer)
 
@@ -112,12 +123,23 @@ def _trunk(vocabulary: int, *, types: int, seed: int) -> dict[str, np.ndarray[An
 def _config(architecture: str, family: str, vocabulary: int, *, types: int) -> dict[str, Any]:
     xlmr = family == "xlm-roberta"
     return {
-        "architectures": [architecture], "model_type": family, "vocab_size": vocabulary, "hidden_size": HIDDEN,
-        "num_hidden_layers": LAYERS, "num_attention_heads": HEADS, "intermediate_size": INNER, "hidden_act": "gelu",
-        "max_position_embeddings": POSITIONS, "type_vocab_size": types, "layer_norm_eps": 1e-12,
-        "pad_token_id": int(xlmr), "bos_token_id": 0, "eos_token_id": 2,
-        "id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0},
-    }  # fmt: skip
+        "architectures": [architecture],
+        "model_type": family,
+        "vocab_size": vocabulary,
+        "hidden_size": HIDDEN,
+        "num_hidden_layers": LAYERS,
+        "num_attention_heads": HEADS,
+        "intermediate_size": INNER,
+        "hidden_act": "gelu",
+        "max_position_embeddings": POSITIONS,
+        "type_vocab_size": types,
+        "layer_norm_eps": 1e-12,
+        "pad_token_id": int(xlmr),
+        "bos_token_id": 0,
+        "eos_token_id": 2,
+        "id2label": {"0": "LABEL_0"},
+        "label2id": {"LABEL_0": 0},
+    }
 
 
 def _write(folder: Path, state: dict[str, Any], config: dict[str, Any], tokenizer: str) -> Path:
@@ -129,7 +151,15 @@ def _write(folder: Path, state: dict[str, Any], config: dict[str, Any], tokenize
         special = {"cls": "[CLS]", "sep": "[SEP]", "pad": "[PAD]", "unk": "[UNK]", "mask": "[MASK]"}
         kind = {"tokenizer_class": "BertTokenizer", "do_lower_case": True}
     else:
-        special = {"bos": "<s>", "cls": "<s>", "eos": "</s>", "sep": "</s>", "pad": "<pad>", "unk": "<unk>", "mask": "<mask>"}
+        special = {
+            "bos": "<s>",
+            "cls": "<s>",
+            "eos": "</s>",
+            "sep": "</s>",
+            "pad": "<pad>",
+            "unk": "<unk>",
+            "mask": "<mask>",
+        }
         kind = {"tokenizer_class": "XLMRobertaTokenizer"}
     tokens = {f"{name}_token": token for name, token in special.items()}
     _write_json(folder / "special_tokens_map.json", tokens)

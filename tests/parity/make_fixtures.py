@@ -51,16 +51,23 @@ def record_texts(data: Path, bert: Path, xlmr: Path) -> None:
     value = {
         "sources": "XQuAD (CC BY-SA 4.0): en es ru ar hi th zh; TyDi QA GoldP (Apache-2.0): ko te sw",
         "colbert_queries": [
-            *questions[20:30], "why?", "café naïve ÉCOLE", "C++ vs. C#: what's faster?", "东京在哪里", " ".join(questions[:4]),
+            *questions[20:30],
+            "why?",
+            "café naïve ÉCOLE",
+            "C++ vs. C#: what's faster?",
+            "东京在哪里",
+            " ".join(questions[:4]),
         ],
         # Within the limit of 64 tokens, but for the last one, whose words are one piece each.
         "colbert_passages": [
             *[". ".join(paragraph.split(". ")[:1])[:180] for paragraph in paragraphs[:12]],
-            "...", "It's 3.14; (really!) [yes] {no} <a@b.c> #1 $5 50% ~x^y `z` \"q\" a/b\\c|d_e=f+g*h&i", "東京は日本の首都。",
+            "...",
+            'It\'s 3.14; (really!) [yes] {no} <a@b.c> #1 $5 50% ~x^y `z` "q" a/b\\c|d_e=f+g*h&i',
+            "東京は日本の首都。",
             (words * 5).strip(),
         ],
         "pairs": pairs,
-    }  # fmt: skip
+    }
     _write_gz(HERE / "texts.json.gz", json.dumps(value, ensure_ascii=False))
     _write_gz(HERE / "bert_tokenizer.json.gz", json.dumps(json.loads(bert.read_text("utf-8")), ensure_ascii=False))
     _write_gz(HERE / "xlmr_tokenizer.json.gz", _reduced(xlmr.read_text("utf-8"), sorted({t for p in pairs for t in p})))
@@ -86,7 +93,10 @@ def _reduced(tokenizer_json: str, contents: list[str]) -> str:
     text = json.dumps(value, ensure_ascii=False)
     reduced = Tokenizer.from_str(text)
     for content in contents:
-        before, after = original.encode(content, add_special_tokens=False), reduced.encode(content, add_special_tokens=False)
+        before, after = (
+            original.encode(content, add_special_tokens=False),
+            reduced.encode(content, add_special_tokens=False),
+        )
         assert before.tokens == after.tokens, content[:80]
     return text
 
@@ -105,7 +115,9 @@ def record_colbert() -> None:
             path = make_colbert(Path(folder) / f"attend-{attend}", attend=attend)
             config = ColBERTConfig.load_from_checkpoint(str(path))
             checkpoint = Checkpoint(str(path), colbert_config=config, verbose=0)
-            assert checkpoint.colbert_config.attend_to_mask_tokens is attend and checkpoint.colbert_config.doc_maxlen == 64
+            assert (
+                checkpoint.colbert_config.attend_to_mask_tokens is attend and checkpoint.colbert_config.doc_maxlen == 64
+            )
             found[f"queries_attend_{attend}"] = checkpoint.queryFromText(content["colbert_queries"]).numpy()
         passages = [checkpoint.docFromText([text], keep_dims=False)[0].numpy() for text in content["colbert_passages"]]
         found["passages"] = np.concatenate(passages)

@@ -29,7 +29,9 @@ def load(tmp_path_factory: pytest.TempPathFactory, recorded: dict[str, Any]) -> 
     def get(attend: bool) -> Encoder:
         if attend not in made:
             folder: Path = make_colbert(tmp_path_factory.mktemp("colbert"), attend=attend)
-            assert weights_digest(folder) == str(recorded["weights"]), "other weights than the fixture was recorded with"
+            assert weights_digest(folder) == str(recorded["weights"]), (
+                "other weights than the fixture was recorded with"
+            )
             made[attend] = Encoder.load(str(folder), device="cpu", dtype="float32")
         return made[attend]
 

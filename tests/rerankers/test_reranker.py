@@ -60,7 +60,12 @@ def test_stored_tokens_score_as_text_does(reranker: Reranker) -> None:
 
 def test_groups_score_as_each_query_does(reranker: Reranker) -> None:
     tokens = reranker.tokenize(PASSAGES)
-    groups = [(QUERY, tokens), ("old men", tokens.take([3, 2])), ("why", tokens.take([])), ("walk " * 20, tokens.take([1]))]
+    groups = [
+        (QUERY, tokens),
+        ("old men", tokens.take([3, 2])),
+        ("why", tokens.take([])),
+        ("walk " * 20, tokens.take([1])),
+    ]
     found = reranker.score_token_groups(groups)
     assert [len(scores.logits) for scores in found] == [5, 2, 0, 1]
     assert [scores.truncated for scores in found] == [1, 1, 0, 1]
@@ -179,7 +184,11 @@ def test_what_the_files_say_is_exposed(folder: Path, tmp_path: Path, reranker: R
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [({"dtype": "int8"}, "exported in float32"), ({"backend": "torch"}, "backend 'onnx'"), ({"device": "cuda"}, "cuda")],
+    [
+        ({"dtype": "int8"}, "exported in float32"),
+        ({"backend": "torch"}, "backend 'onnx'"),
+        ({"device": "cuda"}, "cuda"),
+    ],
 )
 def test_what_a_backend_cannot_do_is_an_error(folder: Path, options: dict[str, Any], message: str) -> None:
     with pytest.raises(ModelError, match=message):

@@ -33,10 +33,22 @@ def logit(ids: Sequence[int], passage_start: int) -> float:
 
 def description() -> dict[str, Any]:
     return {
-        "format": 1, "kind": "reranker", "name": "tiny", "graph": "reranker.onnx", "tokenizer": "tokenizer.json",
-        "dtype": "float32", "pad_id": 0, "prefix_ids": [101], "middle_ids": [102], "suffix_ids": [102],
-        "max_tokens": 24, "max_query_tokens": 8, "longest_tokens": 64, "token_types": True, "fusion": {"weight": 0.25},
-    }  # fmt: skip
+        "format": 1,
+        "kind": "reranker",
+        "name": "tiny",
+        "graph": "reranker.onnx",
+        "tokenizer": "tokenizer.json",
+        "dtype": "float32",
+        "pad_id": 0,
+        "prefix_ids": [101],
+        "middle_ids": [102],
+        "suffix_ids": [102],
+        "max_tokens": 24,
+        "max_query_tokens": 8,
+        "longest_tokens": 64,
+        "token_types": True,
+        "fusion": {"weight": 0.25},
+    }
 
 
 def write_tiny_reranker(folder: Path, **changes: Any) -> Path:
@@ -55,9 +67,13 @@ def write_tiny_reranker(folder: Path, **changes: Any) -> Path:
         helper.make_node("ReduceSum", ["kept", "axis"], ["logits"], keepdims=0),
     ]
     constants = {
-        "weights": weights(), "positions": np.arange(1, POSITIONS + 1, dtype=np.float32), "start": np.array([0], np.int64),
-        "nine": np.array(9, np.float32), "one": np.array(1, np.float32), "axis": np.array([1], np.int64),
-    }  # fmt: skip
+        "weights": weights(),
+        "positions": np.arange(1, POSITIONS + 1, dtype=np.float32),
+        "start": np.array([0], np.int64),
+        "nine": np.array(9, np.float32),
+        "one": np.array(1, np.float32),
+        "axis": np.array([1], np.int64),
+    }
     names = ("input_ids", "attention_mask", "token_type_ids")
     graph = helper.make_graph(
         nodes,
