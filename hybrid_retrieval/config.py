@@ -111,8 +111,10 @@ class RerankerConfig:
     def __post_init__(self) -> None:
         _require(bool(self.model), "reranker.model must not be empty (write 'none' to stop after stage 1)")
         _require(self.threads >= 0, f"reranker.threads must be 0 (every core) or more, got {self.threads}")
-        _require(self.max_tokens == 0 or self.max_tokens >= 16,
-                 f"reranker.max_tokens must be 0 (the model's own) or at least 16, got {self.max_tokens}")
+        _require(
+            self.max_tokens == 0 or self.max_tokens >= 16,
+            f"reranker.max_tokens must be 0 (the model's own) or at least 16, got {self.max_tokens}",
+        )
         _require(self.batch_tokens >= 1, f"reranker.batch_tokens must be at least 1, got {self.batch_tokens}")
 
 
@@ -198,7 +200,7 @@ def _checked(kind: Any, value: Any, where: str) -> Any:
     options = typing.get_args(kind) or (kind,)
     if float in options and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
-    if isinstance(value, bool) and bool not in options or not isinstance(value, options):
+    if (isinstance(value, bool) and bool not in options) or not isinstance(value, options):
         names = " or ".join("null" if option is type(None) else option.__name__ for option in options)
         raise ConfigError(f"{where} must be {names}, got {value!r}")
     return value

@@ -26,7 +26,14 @@ Status = Literal["ok", "absent", "failed"]
 # Instruction sets that decide which CPU kernels run, as the kernel of the operating system names them.
 CPU_FLAGS = ("avx2", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16", "asimddp", "i8mm")
 REQUIRED = ("numpy", "pyyaml", "faiss-cpu", "onnxruntime", "tokenizers", "huggingface-hub", "click", "rich")
-OPTIONAL = {"torch": "torch", "transformers": "torch", "sentence-transformers": "torch", "onnx": "export", "ir-measures": "evaluate", "pyarrow": "parquet"}
+OPTIONAL = {
+    "torch": "torch",
+    "transformers": "torch",
+    "sentence-transformers": "torch",
+    "onnx": "export",
+    "ir-measures": "evaluate",
+    "pyarrow": "parquet",
+}
 HUB_MODELS = ("colbert-ir/colbertv2.0", "lightonai/mLateOn", "BAAI/bge-reranker-v2-m3")
 
 
@@ -47,7 +54,9 @@ def examine() -> Iterator[Check]:
     for model in HUB_MODELS:
         here = model_files.is_local(model)
         yield Check(
-            model, "ok" if here else "absent", "in the local cache" if here else f"not on this machine: hf download {model}"
+            model,
+            "ok" if here else "absent",
+            "in the local cache" if here else f"not on this machine: hf download {model}",
         )
     yield _guarded("embedded encoder", _embedded_encoder)
     yield _guarded("embedded reranker", _embedded_reranker)
@@ -101,7 +110,9 @@ def _self_test_reranker() -> str:
 
 def _embedded_encoder() -> str:
     encoder = Encoder.load("embedded")
-    return f"{encoder.name}: {encoder.dimensions} dimensions, passages in windows of {encoder.max_passage_tokens} tokens"
+    return (
+        f"{encoder.name}: {encoder.dimensions} dimensions, passages in windows of {encoder.max_passage_tokens} tokens"
+    )
 
 
 def _embedded_reranker() -> str:

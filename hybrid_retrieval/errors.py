@@ -1,21 +1,21 @@
 """The error tree. Every error that this package raises on purpose hangs on it.
 
-    HybridRetrievalError
-    ├── InputError (also ValueError)      what the caller passed is wrong; the command line exits with 2
-    │   ├── CorpusError                   a corpus, queries or qrels file, with its file and line
-    │   ├── ArrayError                    shape, dtype, norm or NaN of an array
-    │   ├── QueryError                    an empty or oversized query, k < 1, ...
-    │   └── ConfigError                   an unknown key or an impossible value
-    ├── StorageError                      an index on disk
-    │   ├── IndexNotFoundError            no index there (exit 2)
-    │   ├── IndexExistsError              an index is there already (exit 2)
-    │   ├── IndexVersionError             written by another format version (exit 2)
-    │   ├── IndexDamagedError             a checksum, size or structure is wrong
-    │   ├── IndexLockedError              another process is writing
-    │   └── ModelMismatchError            the index was built with another encoder (exit 2)
-    ├── ModelError                        a model could not be loaded or gave impossible output
-    │   └── ModelNotFoundError            no such model here, and how to get it (exit 2)
-    └── OptionalDependencyError           an extra is not installed (also ImportError; exit 2)
+HybridRetrievalError
+├── InputError (also ValueError)      what the caller passed is wrong; the command line exits with 2
+│   ├── CorpusError                   a corpus, queries or qrels file, with its file and line
+│   ├── ArrayError                    shape, dtype, norm or NaN of an array
+│   ├── QueryError                    an empty or oversized query, k < 1, ...
+│   └── ConfigError                   an unknown key or an impossible value
+├── StorageError                      an index on disk
+│   ├── IndexNotFoundError            no index there (exit 2)
+│   ├── IndexExistsError              an index is there already (exit 2)
+│   ├── IndexVersionError             written by another format version (exit 2)
+│   ├── IndexDamagedError             a checksum, size or structure is wrong
+│   ├── IndexLockedError              another process is writing
+│   └── ModelMismatchError            the index was built with another encoder (exit 2)
+├── ModelError                        a model could not be loaded or gave impossible output
+│   └── ModelNotFoundError            no such model here, and how to get it (exit 2)
+└── OptionalDependencyError           an extra is not installed (also ImportError; exit 2)
 """
 
 from __future__ import annotations
@@ -102,7 +102,6 @@ class OptionalDependencyError(HybridRetrievalError, ImportError):
 
     def __init__(self, package: str, extra: str, purpose: str) -> None:
         super().__init__(
-            f"{purpose} needs the package '{package}', which is not installed: "
-            f"pip install 'hybrid-retrieval[{extra}]'"
+            f"{purpose} needs the package '{package}', which is not installed: pip install 'hybrid-retrieval[{extra}]'"
         )
         self.package, self.extra = package, extra

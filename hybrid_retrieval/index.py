@@ -105,9 +105,7 @@ class Index:
         ids: N strings. data: float16 or float32 [T, D], unit rows. offsets: int64 [N + 1]. See
         `builder.build_from_vectors`.
         """
-        build_from_vectors(
-            path, ids, data, offsets, nbits=nbits, centroids=centroids, seed=seed, overwrite=overwrite
-        )
+        build_from_vectors(path, ids, data, offsets, nbits=nbits, centroids=centroids, seed=seed, overwrite=overwrite)
         return cls.open(path)
 
     def search(
@@ -273,9 +271,7 @@ def _settings(config: PipelineConfig | Mapping[str, Any] | str | Path | None) ->
         return PipelineConfig()
     if isinstance(config, PipelineConfig):
         return config
-    return (
-        PipelineConfig.load(config) if isinstance(config, (str, Path)) else PipelineConfig.from_dict(config)
-    )
+    return PipelineConfig.load(config) if isinstance(config, (str, Path)) else PipelineConfig.from_dict(config)
 
 
 def _passages(corpus: str | Path | Iterable[Passage | Mapping[str, Any]]) -> Iterator[Passage]:

@@ -79,9 +79,7 @@ class Pipeline:
             config = PipelineConfig.from_dict(config)
         return cls(index, load_encoder(config), load_reranker(config), config)
 
-    def query(
-        self, text: str, k: int = 10, *, num_candidates: int | None = None, rerank: bool = True
-    ) -> Ranking:
+    def query(self, text: str, k: int = 10, *, num_candidates: int | None = None, rerank: bool = True) -> Ranking:
         """The k best passages for one query.
 
         num_candidates: passages that the reranker scores; by default the configuration's, and never fewer than k. If
@@ -162,9 +160,7 @@ class Pipeline:
         logits = np.full(len(candidates.rows), np.nan, np.float32)
         logits[: len(head)] = result.logits
         notes = (f"{result.truncated} of {len(head)} pairs were cut at {reranker.max_tokens} tokens",)
-        return self._ranking(
-            candidates, order[:k], scores[order[:k]], logits, notes=notes if result.truncated else ()
-        )
+        return self._ranking(candidates, order[:k], scores[order[:k]], logits, notes=notes if result.truncated else ())
 
     def _reranker_tokens(self, reranker: Reranker, rows: NDArray[np.int64]) -> Ragged:
         if self.index.reranker_tokenizer == reranker.tokenizer_identity:

@@ -52,8 +52,9 @@ class Ragged:
         return np.diff(self.offsets)
 
     @classmethod
-    def from_rows(cls, rows: Sequence[NDArray[Any] | Sequence[Any]], *, dtype: DTypeLike | None = None,
-                  tail: tuple[int, ...] = ()) -> Ragged:
+    def from_rows(
+        cls, rows: Sequence[NDArray[Any] | Sequence[Any]], *, dtype: DTypeLike | None = None, tail: tuple[int, ...] = ()
+    ) -> Ragged:
         """Concatenate rows; `dtype` and `tail` (the shape after the first axis) say what no rows look like."""
         arrays = [np.asarray(row, dtype=dtype) for row in rows]
         offsets = np.zeros(len(arrays) + 1, np.int64)

@@ -56,7 +56,8 @@ class Ranking(Sequence[Hit]):
     """Hits, best first, as parallel arrays; ties stand in insertion order (the lower row first).
 
     ids: N passage identifiers. scores: float32 [N]. The optional arrays are float32 [N] (retrieval_ranks: int64 [N]),
-    None where their stage did not run; a NaN among reranker_scores marks a passage that was not rescored. `passages` holds the passages behind the ids, or None where there is no text.
+    None where their stage did not run; a NaN among reranker_scores marks a passage that was not rescored. `passages`
+    holds the passages behind the ids, or None where there is no text.
     timings_ms: milliseconds by stage. notes: what a reader of the scores should know (e.g. pairs cut at the
     reranker's limit).
     """

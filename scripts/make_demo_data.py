@@ -61,9 +61,7 @@ def main() -> None:
             ({"_id": query.query_id, "text": query.text} for query in queries if query.query_id in judged),
         )
     size = sum(path.stat().st_size for path in out.iterdir())
-    print(
-        f"{out}: {len(passages)} passages, {len(judged)} queries in {len(LANGUAGES)} languages, {size} bytes"
-    )
+    print(f"{out}: {len(passages)} passages, {len(judged)} queries in {len(LANGUAGES)} languages, {size} bytes")
 
 
 def write_lines(path: Path, records: Iterable[dict[str, Any]]) -> None:

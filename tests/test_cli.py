@@ -121,7 +121,9 @@ def test_evaluate_reports_measures_latency_and_a_run(run, small_index: Path, tmp
     (tmp_path / "qrels").mkdir()
     (tmp_path / "queries.jsonl").write_text('{"_id": "1", "text": "how do vaccines work?"}\n', encoding="utf-8")
     (tmp_path / "qrels" / "test.tsv").write_text("query-id\tcorpus-id\tscore\n1\tvaccine\t1\n", encoding="utf-8")
-    result = run("evaluate", small_index, tmp_path, "--json", "--run", tmp_path / "run.trec", "--measures", "nDCG@10 R@5")
+    result = run(
+        "evaluate", small_index, tmp_path, "--json", "--run", tmp_path / "run.trec", "--measures", "nDCG@10 R@5"
+    )
     report = json.loads(result.out)
     assert report["measures"] == {"nDCG@10": 1.0, "R@5": 1.0}
     assert report["queries"] == 1
@@ -191,7 +193,9 @@ def test_a_bad_query_is_one_line(run, small_index: Path, arguments: list[str], m
     assert message in one_line(run("query", small_index, *arguments))
 
 
-def test_an_unknown_model_says_how_to_get_it(run, small_index: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]
+def test_an_unknown_model_says_how_to_get_it(
+    run, small_index: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:  # type: ignore[no-untyped-def]
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     config = tmp_path / "config.yaml"
     config.write_text("reranker:\n  model: nobody/no-such-model\n")

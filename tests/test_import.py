@@ -9,7 +9,16 @@ import pytest
 
 import hybrid_retrieval
 
-HEAVY = ("torch", "transformers", "onnxruntime", "faiss", "tokenizers", "sentence_transformers", "ir_measures", "pyarrow")
+HEAVY = (
+    "torch",
+    "transformers",
+    "onnxruntime",
+    "faiss",
+    "tokenizers",
+    "sentence_transformers",
+    "ir_measures",
+    "pyarrow",
+)
 
 
 def loaded_after(statement: str) -> set[str]:

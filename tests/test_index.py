@@ -90,9 +90,7 @@ def test_mappings_and_files_are_taken_as_passages(tmp_path: Path) -> None:
     assert built.passage(0) == Passage("a", "word1 word2", "", {"year": 1999})
     assert built.row_of("2") == 1
     (tmp_path / "c.jsonl").write_text('{"_id": "a", "text": "word1"}\n{"_id": "b", "text": "word2"}\n')
-    assert (
-        Index.build(tmp_path / "c.jsonl", tmp_path / "y", encoder=HashEncoder(), reranker=None).passages == 2
-    )
+    assert Index.build(tmp_path / "c.jsonl", tmp_path / "y", encoder=HashEncoder(), reranker=None).passages == 2
 
 
 @pytest.mark.parametrize("corpus", [[{"_id": "a"}], ["just text"], "nowhere.jsonl"])

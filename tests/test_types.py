@@ -54,7 +54,14 @@ def test_content_joins_title_and_text_unless_told_not_to() -> None:
 
 @pytest.mark.parametrize(
     "offsets",
-    [np.array([0, 2], np.int32), np.array([[0, 2]]), np.array([0, 1]), np.array([1, 2]), np.array([0, 3, 2]), np.array([], np.int64)],
+    [
+        np.array([0, 2], np.int32),
+        np.array([[0, 2]]),
+        np.array([0, 1]),
+        np.array([1, 2]),
+        np.array([0, 3, 2]),
+        np.array([], np.int64),
+    ],
 )
 def test_ragged_refuses_offsets_that_do_not_fit(offsets: np.ndarray) -> None:
     with pytest.raises(ArrayError):

@@ -132,12 +132,9 @@ class _Build:
     def _check_same(self, earlier: dict[str, Any], what: str) -> None:
         for key in ("encoder", "reranker"):
             if earlier[key] != self.keys[key]:
-                theirs, ours = (
-                    value["name"] if value else "none" for value in (earlier[key], self.keys[key])
-                )
+                theirs, ours = (value["name"] if value else "none" for value in (earlier[key], self.keys[key]))
                 raise ModelMismatchError(
-                    f"{what} used another {key} ({theirs}; now {ours}): "
-                    "use the same, or start over with overwrite"
+                    f"{what} used another {key} ({theirs}; now {ours}): use the same, or start over with overwrite"
                 )
         if earlier["config"] != self.keys["config"]:
             changed = [
@@ -147,8 +144,7 @@ class _Build:
                 if earlier["config"].get(section, {}).get(key) != value
             ]
             raise ConfigError(
-                f"{what} had another configuration ({', '.join(changed)}): "
-                "use the same, or start over with overwrite"
+                f"{what} had another configuration ({', '.join(changed)}): use the same, or start over with overwrite"
             )
 
     def _check_corpus(self, fingerprint: str, corpus: Iterable[Passage], what: str) -> None:
@@ -160,9 +156,7 @@ class _Build:
         if checked.fingerprint != fingerprint:
             raise CorpusError(f"{what} was of another corpus: use the same, or start over with overwrite")
 
-    def _read(
-        self, writer: IndexWriter, journal: dict[str, Any], corpus: Iterable[Passage]
-    ) -> dict[str, Any]:
+    def _read(self, writer: IndexWriter, journal: dict[str, Any], corpus: Iterable[Passage]) -> dict[str, Any]:
         """Check and store every passage. Begins anew after an interruption: reading is quick."""
         checked = PassageEncoder()
         segment = SegmentWriter(writer.building / "segment", PASSAGE_FILES)
@@ -199,9 +193,7 @@ class _Build:
         total, done = sum(len(chunks[i]) for i in drawn), 0
         for i in sorted(drawn.tolist()):
             if not (samples / f"{i}.npz").exists():
-                self._save_sample(
-                    samples / f"{i}.npz", self._encode_chunk(stored, chunks[i], "sample", done, total)
-                )
+                self._save_sample(samples / f"{i}.npz", self._encode_chunk(stored, chunks[i], "sample", done, total))
             done += len(chunks[i])
         parts = [np.load(samples / f"{i}.npz")["data"] for i in sorted(drawn.tolist())]
         sample = np.concatenate(parts)
@@ -238,17 +230,13 @@ class _Build:
                     kept = np.load(sample)
                     vectors, window_offsets = Ragged(kept["data"], kept["offsets"]), kept["window_offsets"]
                 else:
-                    vectors, window_offsets = self._encode_chunk(
-                        stored, chunk, "encode", chunk.start, stored.count
-                    )
+                    vectors, window_offsets = self._encode_chunk(stored, chunk, "encode", chunk.start, stored.count)
                 codes, residuals = codec.encode(vectors.data)
                 segment.append_vectors(codes, residuals, vectors.lengths, np.diff(window_offsets))
                 if self.reranker is not None:
                     tokens = self.reranker.tokenize(self._texts(stored, chunk))
                     if len(tokens) != len(chunk):
-                        raise ModelError(
-                            f"{self.reranker.name} tokenized {len(chunk)} passages to {len(tokens)} rows"
-                        )
+                        raise ModelError(f"{self.reranker.name} tokenized {len(chunk)} passages to {len(tokens)} rows")
                     segment.append_reranker_tokens(tokens)
                 journal = {**journal, "chunks": i + 1, "sizes": segment.checkpoint()}
                 writer.save_journal(journal)

@@ -84,9 +84,7 @@ def check_ids(ids: Sequence[str]) -> list[bytes]:
     for row, passage_id in enumerate(ids):
         encoded.append(encode_id(passage_id, f"passage {row}"))
         if first.setdefault(passage_id, row) != row:
-            raise CorpusError(
-                f"passage {row}: the id '{passage_id}' is that of passage {first[passage_id]} already"
-            )
+            raise CorpusError(f"passage {row}: the id '{passage_id}' is that of passage {first[passage_id]} already")
     if not encoded:
         raise CorpusError("there are no ids: an index needs at least one passage")
     return encoded
@@ -110,7 +108,5 @@ def check_unit_vectors(data: NDArray[Any], offsets: NDArray[np.int64]) -> Ragged
             row, norm = start + int(bad[0]), float(norms[bad[0]])
             if not np.isfinite(norm):
                 raise ArrayError(f"vectors must be finite: row {row} has a NaN or an infinity")
-            raise ArrayError(
-                f"vectors must be unit rows (to {UNIT_TOLERANCE}): row {row} has norm {norm:.4f}"
-            )
+            raise ArrayError(f"vectors must be unit rows (to {UNIT_TOLERANCE}): row {row} has norm {norm:.4f}")
     return rows

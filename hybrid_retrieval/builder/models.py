@@ -20,9 +20,7 @@ class WindowEncoder(Protocol):
     def identity(self) -> str: ...
     @property
     def dimensions(self) -> int: ...
-    def encode_windows(
-        self, texts: list[str], overlap_tokens: int = ...
-    ) -> tuple[Ragged, NDArray[np.int64]]: ...
+    def encode_windows(self, texts: list[str], overlap_tokens: int = ...) -> tuple[Ragged, NDArray[np.int64]]: ...
 
 
 class PassageTokenizer(Protocol):
@@ -39,9 +37,7 @@ def check_encoded(encoder: WindowEncoder, vectors: Ragged, offsets: NDArray[np.i
     """Raise `ModelError` unless windows and offsets fit the passages and every number is finite."""
     shape = vectors.data.shape
     if len(shape) != 2 or shape[1] != encoder.dimensions:
-        raise ModelError(
-            f"{encoder.name} gave vectors of shape {shape}; [T, {encoder.dimensions}] was expected"
-        )
+        raise ModelError(f"{encoder.name} gave vectors of shape {shape}; [T, {encoder.dimensions}] was expected")
     if len(offsets) != passages + 1 or offsets[-1] != len(vectors) or np.any(np.diff(offsets) < 1):
         raise ModelError(
             f"{encoder.name} gave {len(vectors)} windows for {passages} passages, not one or more for each"

@@ -58,7 +58,9 @@ def doctor(context: click.Context, as_json: bool) -> None:
 
 
 @click.command()
-@click.option("--folder", type=click.Path(file_okay=False), help="Where to keep the index. Default: a temporary folder.")
+@click.option(
+    "--folder", type=click.Path(file_okay=False), help="Where to keep the index. Default: a temporary folder."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def demo(folder: str | None, as_json: bool) -> None:
     """Index a real collection with the embedded pair and ask it questions in five languages (a few minutes)."""

@@ -36,23 +36,16 @@ class ResidualCodec:
         for name in ("centroids", "cutoffs", "weights"):
             array = getattr(self, name)
             if array.dtype != np.float32 or array.ndim != (2 if name == "centroids" else 1):
-                raise ArrayError(
-                    f"{name} of a codec must be float32, got {array.dtype} of shape {array.shape}"
-                )
+                raise ArrayError(f"{name} of a codec must be float32, got {array.dtype} of shape {array.shape}")
             if not np.isfinite(array).all():
                 raise ArrayError(f"{name} of a codec must be finite")
-        if (
-            len(self.weights) not in [2**nbits for nbits in NBITS]
-            or len(self.cutoffs) != len(self.weights) - 1
-        ):
+        if len(self.weights) not in [2**nbits for nbits in NBITS] or len(self.cutoffs) != len(self.weights) - 1:
             raise ArrayError(
-                f"a codec needs 2^nbits weights and one cut-off fewer, got {len(self.weights)} "
-                f"and {len(self.cutoffs)}"
+                f"a codec needs 2^nbits weights and one cut-off fewer, got {len(self.weights)} and {len(self.cutoffs)}"
             )
         if len(self.centroids) == 0 or self.dimensions == 0 or self.dimensions % 8:
             raise ArrayError(
-                f"a codec needs at least one centroid and dimensions in multiples of 8, "
-                f"got {self.centroids.shape}"
+                f"a codec needs at least one centroid and dimensions in multiples of 8, got {self.centroids.shape}"
             )
         if np.any(np.diff(self.cutoffs) < 0):
             raise ArrayError("cut-offs of a codec must never fall")
@@ -149,14 +142,10 @@ def check_vectors(vectors: NDArray[Any], name: str, *, dimensions: int | None = 
     if not isinstance(vectors, np.ndarray):
         raise ArrayError(f"{name} must be a float array [T, {wanted}], got {type(vectors).__name__}")
     if vectors.ndim != 2 or vectors.dtype.kind != "f" or dimensions not in (None, vectors.shape[1]):
-        raise ArrayError(
-            f"{name} must be a float array [T, {wanted}], got {vectors.dtype} of shape {vectors.shape}"
-        )
+        raise ArrayError(f"{name} must be a float array [T, {wanted}], got {vectors.dtype} of shape {vectors.shape}")
     if not vectors.shape[1] or vectors.shape[1] % 8:
         raise ArrayError(f"{name} must have dimensions in multiples of 8, got {vectors.shape[1]}")
     for start in range(0, len(vectors), ENCODE_BLOCK):
         finite = np.isfinite(vectors[start : start + ENCODE_BLOCK]).all(axis=1)
         if not finite.all():
-            raise ArrayError(
-                f"{name} must be finite: row {start + int(np.argmin(finite))} has a NaN or an infinity"
-            )
+            raise ArrayError(f"{name} must be finite: row {start + int(np.argmin(finite))} has a NaN or an infinity")

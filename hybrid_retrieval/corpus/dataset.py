@@ -30,9 +30,7 @@ class Dataset:
         malformed."""
         folder = Path(folder)
         if not folder.is_dir():
-            raise CorpusError(
-                f"{folder}: no such folder; expected one with queries.jsonl and qrels/{split}.tsv"
-            )
+            raise CorpusError(f"{folder}: no such folder; expected one with queries.jsonl and qrels/{split}.tsv")
         qrels_path = _either(folder / "qrels" / f"{split}.tsv")
         if qrels_path is None:
             splits = sorted({path.name.split(".tsv")[0] for path in folder.glob("qrels/*.tsv*")})
@@ -45,8 +43,7 @@ class Dataset:
         queries = tuple(query for query in read_queries(queries_path) if query.query_id in qrels)
         if missing := sorted(set(qrels) - {query.query_id for query in queries}):
             raise CorpusError(
-                f"{queries_path}: {len(missing)} of {len(qrels)} judged queries have no text here, "
-                f"first '{missing[0]}'"
+                f"{queries_path}: {len(missing)} of {len(qrels)} judged queries have no text here, first '{missing[0]}'"
             )
         return cls(folder, split, queries, qrels)
 

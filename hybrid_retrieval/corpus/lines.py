@@ -38,9 +38,7 @@ def read_lines(path: Path) -> Iterator[tuple[int, str]]:
             for number, raw in enumerate(file, 1):
                 yield number, decode(raw.removeprefix(_BOM) if number == 1 else raw, f"{path}:{number}")
         except (EOFError, zlib.error, OSError) as error:
-            raise CorpusError(
-                f"{path}:{number + 1}: cannot be read on ({error}); is the file complete?"
-            ) from None
+            raise CorpusError(f"{path}:{number + 1}: cannot be read on ({error}); is the file complete?") from None
 
 
 def decode(raw: bytes, where: str) -> str:
@@ -48,9 +46,7 @@ def decode(raw: bytes, where: str) -> str:
     if raw.startswith((b"\xff\xfe", b"\xfe\xff")):
         raise CorpusError(f"{where}: expected UTF-8, got UTF-16; convert it: iconv -f UTF-16 -t UTF-8")
     if b"\0" in raw:
-        raise CorpusError(
-            f"{where}: a NUL byte at byte {raw.index(0) + 1} of the line; text has none, remove it"
-        )
+        raise CorpusError(f"{where}: a NUL byte at byte {raw.index(0) + 1} of the line; text has none, remove it")
     try:
         return raw.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -93,9 +89,7 @@ def check_unicode(text: str, where: str) -> None:
         text.encode("utf-8")
     except UnicodeEncodeError as error:
         code = ord(text[error.start])
-        raise CorpusError(
-            f"{where}: half a surrogate pair (\\u{code:04x}) is no character; remove it"
-        ) from None
+        raise CorpusError(f"{where}: half a surrogate pair (\\u{code:04x}) is no character; remove it") from None
 
 
 def json_type(value: Any) -> str:
@@ -117,9 +111,7 @@ def _depth(value: Any) -> int:
         item, depth = waiting.pop()
         if isinstance(item, (dict, list)):
             deepest = max(deepest, depth)
-            waiting.extend(
-                (child, depth + 1) for child in (item.values() if isinstance(item, dict) else item)
-            )
+            waiting.extend((child, depth + 1) for child in (item.values() if isinstance(item, dict) else item))
     return deepest
 
 

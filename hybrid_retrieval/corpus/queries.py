@@ -63,9 +63,7 @@ def read_qrels(path: str | Path) -> Qrels:
         if width == 0:
             width = len(fields)
             if width not in (3, 4):
-                raise CorpusError(
-                    f"{where}: expected 3 columns (query-id, corpus-id, score) or TREC's 4, got {width}"
-                )
+                raise CorpusError(f"{where}: expected 3 columns (query-id, corpus-id, score) or TREC's 4, got {width}")
             if width == 3 and fields[0].lower().replace("_", "-") in ("query-id", "qid"):
                 continue
         if len(fields) != width:
@@ -96,9 +94,7 @@ def _relevance(field: str, where: str) -> int:
 
 def _is_json(path: Path, line: str) -> bool:
     name = path.name.removesuffix(".gz")
-    return name.endswith((".jsonl", ".ndjson")) or (
-        not name.endswith(".tsv") and line.lstrip().startswith("{")
-    )
+    return name.endswith((".jsonl", ".ndjson")) or (not name.endswith(".tsv") and line.lstrip().startswith("{"))
 
 
 def _is_header(line: str) -> bool:

@@ -81,9 +81,7 @@ def _checked(path: Path, records: Iterator[tuple[str, Passage]]) -> Iterator[Pas
     for where, passage in records:
         first = places.setdefault(passage.passage_id, where)
         if first is not where:
-            raise CorpusError(
-                f"{where}: the id '{passage.passage_id}' came before, at {first}; ids must be unique"
-            )
+            raise CorpusError(f"{where}: the id '{passage.passage_id}' came before, at {first}; ids must be unique")
         yield passage
     if not places:
         raise CorpusError(f"{path}: holds no passages; expected at least one")
@@ -126,8 +124,7 @@ def _read_folder(folder: Path) -> Iterator[tuple[str, Passage]]:
     )
     if not files:
         raise CorpusError(
-            f"{folder}: not a corpus: expected corpus.jsonl (BEIR), collection.tsv (id<TAB>text), "
-            "or .txt and .md files"
+            f"{folder}: not a corpus: expected corpus.jsonl (BEIR), collection.tsv (id<TAB>text), or .txt and .md files"
         )
     return (record for file in files for record in _read_text(file, file.relative_to(folder).as_posix()))
 
@@ -196,9 +193,7 @@ def _header(fields: list[str], where: str) -> list[str]:
 
 def _row(columns: list[str], fields: list[str], where: str) -> dict[str, str]:
     if len(fields) != len(columns):
-        raise CorpusError(
-            f"{where}: expected {len(columns)} fields ({', '.join(columns)}), got {len(fields)}"
-        )
+        raise CorpusError(f"{where}: expected {len(columns)} fields ({', '.join(columns)}), got {len(fields)}")
     return dict(zip(columns, fields, strict=True))
 
 
@@ -236,9 +231,7 @@ def _parquet_rows(path: Path, pyarrow: Any) -> Iterator[tuple[str, Passage]]:
                     row += 1
                     where = f"{path}: row {row}"
                     passage = to_passage(record, where)
-                    metadata = {
-                        key: _plain(value, f"{where}: '{key}'") for key, value in passage.metadata.items()
-                    }
+                    metadata = {key: _plain(value, f"{where}: '{key}'") for key, value in passage.metadata.items()}
                     yield where, dataclasses.replace(passage, metadata=metadata)
     except (pyarrow.ArrowException, OSError) as error:
         reason = " ".join(str(error).split())
@@ -252,7 +245,5 @@ def _plain(value: Any, where: str) -> Any:
     try:
         json.dumps(value, allow_nan=False)
     except (TypeError, ValueError) as error:
-        raise CorpusError(
-            f"{where}: metadata must be JSON values ({error}); convert or drop the column"
-        ) from None
+        raise CorpusError(f"{where}: metadata must be JSON values ({error}); convert or drop the column") from None
     return value

@@ -30,9 +30,7 @@ def to_passage(record: Mapping[str, Any], where: str) -> Passage:
     if title is None:
         title = ""
     elif not isinstance(title, str):
-        raise CorpusError(
-            f"{where}: passage '{passage_id}': expected 'title' to be a string, got {json_type(title)}"
-        )
+        raise CorpusError(f"{where}: passage '{passage_id}': expected 'title' to be a string, got {json_type(title)}")
     _check_characters(title, f"{where}: passage '{passage_id}': 'title'")
     metadata: dict[str, Any] = {}
     if isinstance(nested := record.get("metadata"), Mapping):
@@ -62,9 +60,7 @@ def to_identifier(value: Any, key: str, where: str) -> str:
         raise CorpusError(f"{where}: '{key}' is empty; every record needs an identifier")
     _check_characters(value, f"{where}: '{key}'")
     if len(value.encode()) > MAX_ID_BYTES:
-        raise CorpusError(
-            f"{where}: '{key}' has {len(value.encode())} bytes; at most {MAX_ID_BYTES} are allowed"
-        )
+        raise CorpusError(f"{where}: '{key}' has {len(value.encode())} bytes; at most {MAX_ID_BYTES} are allowed")
     return value
 
 

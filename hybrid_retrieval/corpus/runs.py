@@ -35,9 +35,7 @@ def trec_lines(
         yield f"{query_id} Q0 {passage_id} {rank} {score:.9g} {tag}"
 
 
-def write_run(
-    path: str | Path, run: Mapping[str, Mapping[str, float]], tag: str = "hybrid_retrieval"
-) -> None:
+def write_run(path: str | Path, run: Mapping[str, Mapping[str, float]], tag: str = "hybrid_retrieval") -> None:
     """Write the run, best first for each query, ties in the given order; the file appears whole or not at
     all.
 
@@ -67,9 +65,7 @@ def read_run(path: str | Path) -> Run:
             continue
         where, fields = f"{path}:{number}", line.split()
         if len(fields) != 6:
-            raise CorpusError(
-                f"{where}: expected 6 columns (query_id Q0 passage_id rank score tag), got {len(fields)}"
-            )
+            raise CorpusError(f"{where}: expected 6 columns (query_id Q0 passage_id rank score tag), got {len(fields)}")
         query_id, _, passage_id, _, score_field, _ = fields
         try:
             score = float(score_field)

@@ -70,9 +70,7 @@ def run_demo(
     total = time.perf_counter() - start
     if console is not None:
         show_tomato(console, comparison)
-        console.print(
-            f"\nAll of it took {total:.0f} s. The index is in {folder}: hybrid-retrieval query {folder} TEXT"
-        )
+        console.print(f"\nAll of it took {total:.0f} s. The index is in {folder}: hybrid-retrieval query {folder} TEXT")
     return {
         "index": built,
         "examples": examples,

@@ -23,18 +23,14 @@ def show_build(console: Console, built: Mapping[str, Any]) -> None:
 
 def show_examples(console: Console, examples: Sequence[Mapping[str, Any]]) -> None:
     """Each question with its best passages: both stages' ranks and scores side by side."""
-    console.print(
-        "\nThe same English paragraphs, asked in five languages (questions drawn by seed, not chosen)."
-    )
+    console.print("\nThe same English paragraphs, asked in five languages (questions drawn by seed, not chosen).")
     console.print("* marks the paragraph that the question was written for.")
     for example in examples:
         console.print()
         console.print(Text(f"{LANGUAGES[example['language']]}: {example['query']}", style="bold"))
         if example["language"] != "en":
             console.print(Text(f"In English: {example['english']}"))
-        table = _table(
-            ("", "left"), ("rank", "right"), ("reranker", "right"), ("rank 1", "right"), ("MaxSim", "right")
-        )
+        table = _table(("", "left"), ("rank", "right"), ("reranker", "right"), ("rank 1", "right"), ("MaxSim", "right"))
         table.add_column("passage", no_wrap=True)
         _add_text_column(table, console, 52)
         for hit in example["hits"]:
@@ -48,9 +44,7 @@ def show_examples(console: Console, examples: Sequence[Mapping[str, Any]]) -> No
                 Text(" ".join(hit["text"].split())),
             )
         console.print(table)
-    console.print(
-        "\nrank: after both stages. reranker: stage 2's raw score. rank 1, MaxSim: those of stage 1 alone."
-    )
+    console.print("\nrank: after both stages. reranker: stage 2's raw score. rank 1, MaxSim: those of stage 1 alone.")
 
 
 def show_languages(console: Console, figures: Mapping[str, Any]) -> None:
@@ -71,18 +65,13 @@ def show_languages(console: Console, figures: Mapping[str, Any]) -> None:
         first = sum(latency[stage]["p50"] for stage in ("encode", "search") if stage in latency)
         table.add_row(
             LANGUAGES[language],
-            *(
-                _number(values and values[name], 3) or "-"
-                for name in ("nDCG@10", "R@100")
-                for values in systems
-            ),
+            *(_number(values and values[name], 3) or "-" for name in ("nDCG@10", "R@100") for values in systems),
             f"{first:.0f}",
             f"{latency['rerank']['p50']:.0f}" if "rerank" in latency else "-",
         )
     console.print(table)
     wide = ", ".join(
-        f"{LANGUAGES[language]} {row['stage1_wide']['nDCG@10']:.3f}"
-        for language, row in figures["languages"].items()
+        f"{LANGUAGES[language]} {row['stage1_wide']['nDCG@10']:.3f}" for language, row in figures["languages"].items()
     )
     bm25 = figures["languages"]["en"]["bm25_wide"]["nDCG@10"]
     candidates = figures["num_candidates"] or "passages"

@@ -90,9 +90,7 @@ def _parse(name: str) -> Any:
             hint = f"did you mean '{known[near[0]]}{name[len(base) :]}'?"
         raise ConfigError(f"unknown measure '{name}'; {hint}") from None
     except (ValueError, SyntaxError, TypeError, AssertionError, KeyError):
-        raise ConfigError(
-            f"malformed measure '{name}'; expected a form like {_EXAMPLES}, P(rel=2)@5"
-        ) from None
+        raise ConfigError(f"malformed measure '{name}'; expected a form like {_EXAMPLES}, P(rel=2)@5") from None
     cutoff = measure.params.get("cutoff")
     if cutoff is not None and (isinstance(cutoff, bool) or not isinstance(cutoff, int) or cutoff < 1):
         raise ConfigError(f"measure '{name}': the cut-off must be a whole number of at least 1, got {cutoff}")
@@ -101,9 +99,7 @@ def _parse(name: str) -> Any:
     except AssertionError:
         raise ConfigError(f"measure '{name}' lacks a parameter; expected a form like {_EXAMPLES}") from None
     if not supported:
-        raise ConfigError(
-            f"measure '{name}' needs a package that ir-measures does not bring; use {_EXAMPLES}"
-        )
+        raise ConfigError(f"measure '{name}' needs a package that ir-measures does not bring; use {_EXAMPLES}")
     return measure
 
 

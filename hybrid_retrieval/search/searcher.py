@@ -128,9 +128,7 @@ def _score_rows(query: Float32, segment: Segment, packed: PackedTokens, rows: In
     """MaxSim of rows of a segment: the best of each row's windows."""
     starts = segment.window_offsets[rows]
     lengths = segment.window_offsets[rows + 1] - starts
-    scores = exact_scores(
-        query, packed, segment.token_offsets, expand_spans(starts, lengths), threads=threads
-    )
+    scores = exact_scores(query, packed, segment.token_offsets, expand_spans(starts, lengths), threads=threads)
     if len(rows) == 0:
         return scores
     best: Float32 = np.maximum.reduceat(scores, np.cumsum(lengths) - lengths)

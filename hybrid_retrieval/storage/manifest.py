@@ -106,11 +106,7 @@ def _checksum(body: dict[str, Any]) -> str:
 
 def pack_deleted(deleted: NDArray[np.bool_]) -> str | None:
     """A bit a row as base64; None where nothing is deleted."""
-    return (
-        base64.b64encode(np.packbits(deleted, bitorder="little").tobytes()).decode()
-        if deleted.any()
-        else None
-    )
+    return base64.b64encode(np.packbits(deleted, bitorder="little").tobytes()).decode() if deleted.any() else None
 
 
 def unpack_deleted(text: str | None, num_rows: int) -> NDArray[np.bool_]:
@@ -142,11 +138,8 @@ def require_version(path: Path) -> int:
         return version
     if (path / BUILDING / JOURNAL).exists():
         raise IndexNotFoundError(
-            f"{path}: no index yet: a build of it was interrupted; run the same build "
-            "again with --resume (resume=True)"
+            f"{path}: no index yet: a build of it was interrupted; run the same build again with --resume (resume=True)"
         )
     if not path.exists():
-        raise IndexNotFoundError(
-            f"{path}: no index there; make one with: hybrid-retrieval build CORPUS {path}"
-        )
+        raise IndexNotFoundError(f"{path}: no index there; make one with: hybrid-retrieval build CORPUS {path}")
     raise IndexNotFoundError(f"{path}: not an index ({'no versions in it' if path.is_dir() else 'a file'})")

@@ -76,9 +76,7 @@ def _text_bytes(text: str, where: str) -> bytes:
     try:
         return text.encode("utf-8")
     except UnicodeEncodeError as error:
-        raise CorpusError(
-            f"{where} is not valid Unicode at character {error.start} (a lone surrogate)"
-        ) from None
+        raise CorpusError(f"{where} is not valid Unicode at character {error.start} (a lone surrogate)") from None
 
 
 def _metadata_bytes(passage: Passage, where: str) -> bytes:

@@ -98,9 +98,7 @@ class Segment:
             texts=ragged(layout.TEXTS, layout.TEXTS_OFFSETS),
             metadata=ragged(layout.METADATA, layout.METADATA_OFFSETS),
             reranker=(
-                ragged(layout.RERANKER, layout.RERANKER_OFFSETS)
-                if layout.RERANKER.name in entry["files"]
-                else None
+                ragged(layout.RERANKER, layout.RERANKER_OFFSETS) if layout.RERANKER.name in entry["files"] else None
             ),
             deleted=unpack_deleted(entry["deleted"], passages),
             row_base=row_base,

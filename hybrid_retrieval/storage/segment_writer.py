@@ -32,9 +32,7 @@ class SegmentWriter:
     sizes: bytes of each file at the last checkpoint; whatever was written after it is cut off.
     """
 
-    def __init__(
-        self, folder: Path, files: Iterable[ArrayFile], sizes: Mapping[str, int] | None = None
-    ) -> None:
+    def __init__(self, folder: Path, files: Iterable[ArrayFile], sizes: Mapping[str, int] | None = None) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
         self._files: dict[str, BinaryIO] = {}

@@ -22,9 +22,7 @@ class Snapshot:
     """Safe to share between threads. Rows number all passages, deleted ones included; the counts leave those
     out."""
 
-    def __init__(
-        self, path: Path, manifest: Manifest, codec: ResidualCodec, segments: tuple[Segment, ...]
-    ) -> None:
+    def __init__(self, path: Path, manifest: Manifest, codec: ResidualCodec, segments: tuple[Segment, ...]) -> None:
         self.path, self.manifest, self.codec, self.segments = path, manifest, codec, segments
         self._row_bases = np.array([segment.row_base for segment in segments], np.int64)
         self._num_rows = sum(segment.num_passages for segment in segments)
@@ -66,16 +64,12 @@ class Snapshot:
             segments: list[Segment] = []
             row_base = window_base = 0
             for entry in manifest.segments:
-                segment = Segment.open(
-                    path, entry, manifest.codec, row_base=row_base, window_base=window_base
-                )
+                segment = Segment.open(path, entry, manifest.codec, row_base=row_base, window_base=window_base)
                 row_base += segment.num_passages
                 window_base += segment.num_windows
                 segments.append(segment)
         except (KeyError, TypeError, AttributeError) as error:
-            raise IndexDamagedError(
-                f"{path}: the manifest of version {version} lacks a part ({error})"
-            ) from None
+            raise IndexDamagedError(f"{path}: the manifest of version {version} lacks a part ({error})") from None
         return cls(path, manifest, codec, tuple(segments))
 
     @property

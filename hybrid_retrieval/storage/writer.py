@@ -55,9 +55,7 @@ class IndexWriter:
         made_folder = not path.exists()
         ours = made_folder or _looks_like_ours(path)
         if not ours:
-            raise IndexExistsError(
-                f"{path}: the folder holds other files; an index needs a folder of its own"
-            )
+            raise IndexExistsError(f"{path}: the folder holds other files; an index needs a folder of its own")
         try:
             path.mkdir(parents=True, exist_ok=True)
             lock = _lock(path)
@@ -79,9 +77,7 @@ class IndexWriter:
             self._publish(pending)
         unfinished = (self.building / layout.JOURNAL).exists()
         if newest_version(self.path) is not None and not overwrite and not resume:
-            raise IndexExistsError(
-                f"{self.path}: an index is there already; --overwrite (overwrite=True) replaces it"
-            )
+            raise IndexExistsError(f"{self.path}: an index is there already; --overwrite (overwrite=True) replaces it")
         if unfinished and not resume and not overwrite:
             raise IndexExistsError(
                 f"{self.path}: an interrupted build is there; continue it with --resume (resume=True), "
@@ -160,9 +156,7 @@ class IndexWriter:
                 os.rename(source, target)
                 sync_folder(target.parent)
             elif not target.exists():
-                raise IndexDamagedError(
-                    f"{self.path}: the interrupted build lost {target}; build again with overwrite"
-                )
+                raise IndexDamagedError(f"{self.path}: the interrupted build lost {target}; build again with overwrite")
         versions = self.path / layout.VERSIONS
         versions.mkdir(exist_ok=True)
         sync_folder(self.path)
@@ -237,9 +231,7 @@ def _lock(path: Path) -> int:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             os.close(descriptor)
-            raise IndexLockedError(
-                f"{path}: another process is writing this index; wait for it to end"
-            ) from None
+            raise IndexLockedError(f"{path}: another process is writing this index; wait for it to end") from None
         # A writer that discarded its build has unlinked the file that we hold: take the new one.
         try:
             if os.stat(file).st_ino == os.fstat(descriptor).st_ino:

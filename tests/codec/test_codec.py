@@ -58,9 +58,7 @@ def test_identical_vectors_come_back_as_they_were(count: int) -> None:
     np.testing.assert_allclose(codec.decode(*codec.encode(vectors)), vectors, atol=1e-5)
 
 
-@pytest.mark.parametrize(
-    ("tokens", "centroids"), [(0, 16), (1, 16), (100, 128), (265_000, 8192), (10**9, 262_144)]
-)
+@pytest.mark.parametrize(("tokens", "centroids"), [(0, 16), (1, 16), (100, 128), (265_000, 8192), (10**9, 262_144)])
 def test_the_number_of_centroids_follows_colbert_ais_formula(tokens: int, centroids: int) -> None:
     assert default_num_centroids(tokens) == centroids
 

@@ -123,9 +123,7 @@ def test_a_run_reads_back_as_written(
     for query_id, scores in run.items():
         assert list(found[query_id]) == sorted(scores, key=lambda passage_id: -scores[passage_id])
         # Nine digits hold every float32.
-        assert {p: np.float32(s) for p, s in found[query_id].items()} == {
-            p: np.float32(s) for p, s in scores.items()
-        }
+        assert {p: np.float32(s) for p, s in found[query_id].items()} == {p: np.float32(s) for p, s in scores.items()}
 
 
 def test_trec_lines() -> None:

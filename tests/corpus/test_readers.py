@@ -37,9 +37,7 @@ EXPECTED = [Passage("a", "one", "T", {"year": 1999}), Passage("2", "zwei é\u202
 
 
 @pytest.mark.parametrize("bom", ["", "\ufeff"])
-@pytest.mark.parametrize(
-    "name", ["c.jsonl", "c.ndjson", "c.jsonl.gz", "beir/corpus.jsonl", "beir/corpus.jsonl.gz"]
-)
+@pytest.mark.parametrize("name", ["c.jsonl", "c.ndjson", "c.jsonl.gz", "beir/corpus.jsonl", "beir/corpus.jsonl.gz"])
 def test_json_lines(tmp_path: Path, name: str, bom: str) -> None:
     content = (bom + GOOD + "\n" + '{"id": 2, "contents": "zwei é\u2028x", "title": null}').encode()
     path = written(tmp_path, name, gzip.compress(content) if name.endswith("gz") else content)
@@ -67,9 +65,7 @@ def test_csv_with_a_field_beyond_the_default_limit(tmp_path: Path) -> None:
 
 
 def test_tsv_with_and_without_header(tmp_path: Path) -> None:
-    assert list(read_corpus(written(tmp_path, "h.tsv", 'id\ttext\ttitle\na\t"one\tT\n'))) == [
-        Passage("a", '"one', "T")
-    ]
+    assert list(read_corpus(written(tmp_path, "h.tsv", 'id\ttext\ttitle\na\t"one\tT\n'))) == [Passage("a", '"one', "T")]
     bare = [Passage("0", "first"), Passage("1", "second, third")]
     assert list(read_corpus(written(tmp_path, "trec/collection.tsv", "0\tfirst\n1\tsecond, third\n"))) == bare
     assert list(read_corpus(tmp_path / "trec")) == bare
@@ -100,9 +96,7 @@ def test_parquet(tmp_path: Path) -> None:
     ]
     parquet.write_table(pyarrow.table({"_id": ["a", "b"], "text": ["one", ""]}), tmp_path / "e.parquet")
     assert "e.parquet: row 2: passage 'b': 'text' is empty" in complaint(tmp_path / "e.parquet")
-    parquet.write_table(
-        pyarrow.table({"_id": ["a"], "text": ["x"], "s": [float("nan")]}), tmp_path / "n.parquet"
-    )
+    parquet.write_table(pyarrow.table({"_id": ["a"], "text": ["x"], "s": [float("nan")]}), tmp_path / "n.parquet")
     assert "n.parquet: row 1: 's': metadata must be JSON values" in complaint(tmp_path / "n.parquet")
     parquet.write_table(pyarrow.table({"_id": ["a"], "body": ["x"]}), tmp_path / "k.parquet")
     assert "no text column in the header" in complaint(tmp_path / "k.parquet")
@@ -235,9 +229,7 @@ def test_reading_streams(tmp_path: Path) -> None:
 
 
 def test_a_plain_list_of_passages(tmp_path: Path) -> None:
-    path = written(
-        tmp_path, "p.txt", 'first one\n\n{"text": "two", "title": "T"}\n{"id": "z", "text": "three"}\n'
-    )
+    path = written(tmp_path, "p.txt", 'first one\n\n{"text": "two", "title": "T"}\n{"id": "z", "text": "three"}\n')
     assert list(read_passage_lines(path)) == [
         Passage("0", "first one"),
         Passage("1", "two", "T"),

@@ -79,9 +79,7 @@ def test_quality_on_the_demonstration_collection() -> None:
     run = {}
     for query in demo_queries("en")[::4]:
         rows, scores = index.search(query.text, 100)
-        run[query.query_id] = {
-            passages[row].passage_id: float(s) for row, s in zip(rows, scores, strict=True)
-        }
+        run[query.query_id] = {passages[row].passage_id: float(s) for row, s in zip(rows, scores, strict=True)}
     qrels = demo_qrels()
     found = evaluate(run, {query_id: qrels[query_id] for query_id in run}, "nDCG@10 R@100")
     # Published figures for BM25 on these paragraphs lie about .85; a broken index falls far below.

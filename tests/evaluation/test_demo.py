@@ -109,9 +109,7 @@ def test_the_tomato_comparison_names_each_stages_order() -> None:
         by_id["chinese"]["text"]
     )
     query, texts = found["query"], {name: passage["text"] for name, passage in by_id.items()}
-    shared = {
-        name: sum(ord(c) % 64 in {ord(d) % 64 for d in text} for c in query) for name, text in texts.items()
-    }
+    shared = {name: sum(ord(c) % 64 in {ord(d) % 64 for d in text} for c in query) for name, text in texts.items()}
     assert {name: passage["maxsim"] for name, passage in by_id.items()} == pytest.approx(shared)
 
 
@@ -161,18 +159,14 @@ class IndexStandIn:
         return {"passages": 2067, "tokens": 1000, "bytes": 10**7, "nbits": 2}
 
 
-def test_the_whole_demonstration(
-    monkeypatch: pytest.MonkeyPatch, pipeline: WordPipeline, tmp_path: Path
-) -> None:
+def test_the_whole_demonstration(monkeypatch: pytest.MonkeyPatch, pipeline: WordPipeline, tmp_path: Path) -> None:
     monkeypatch.setattr(demo, "load_encoder", lambda settings: LetterEncoder())
     monkeypatch.setattr(demo, "load_reranker", lambda settings: LengthReranker())
     monkeypatch.setattr(demo, "Index", IndexStandIn)
     monkeypatch.setattr(demo, "Pipeline", lambda *parts: pipeline)
     out = io.StringIO()
     found = demo.run_demo(tmp_path, sample=2, wide_sample=3, console=Console(file=out, width=160))
-    assert IndexStandIn.calls == [
-        (demo_corpus(), tmp_path, True, ["config", "encoder", "progress", "reranker"])
-    ]
+    assert IndexStandIn.calls == [(demo_corpus(), tmp_path, True, ["config", "encoder", "progress", "reranker"])]
     assert set(found) == {"index", "examples", "figures", "comparison", "seconds"}
     assert found["index"]["passages"] == 2067 and found["figures"]["queries"] == 2
     json.dumps(found, allow_nan=False)
@@ -180,9 +174,7 @@ def test_the_whole_demonstration(
     assert demo.run_demo(tmp_path, sample=2, wide_sample=3)["figures"]["wide_queries"] == 3
 
 
-def test_the_demonstration_needs_both_stages_and_a_sample(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_the_demonstration_needs_both_stages_and_a_sample(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(demo, "load_encoder", lambda settings: LetterEncoder())
     monkeypatch.setattr(demo, "load_reranker", lambda settings: None)
     with pytest.raises(ConfigError, match=r"reranker\.model must not be 'none'"):

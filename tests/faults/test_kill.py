@@ -22,15 +22,9 @@ KILL = "lambda *a, **k: os.kill(os.getpid(), signal.SIGKILL)"
 # Where the process dies, as Python that arranges it.
 MOMENTS = {
     "while the corpus is read": f"PassageEncoder.encode = after(20, PassageEncoder.encode, {KILL})",
-    "while the sample is encoded": (
-        f"HashEncoder.encode_windows = after(2, HashEncoder.encode_windows, {KILL})"
-    ),
-    "while a chunk is appended": (
-        f"SegmentWriter.append_vectors = after(2, SegmentWriter.append_vectors, {KILL})"
-    ),
-    "after a chunk, before its checkpoint": (
-        f"SegmentWriter.checkpoint = after(3, SegmentWriter.checkpoint, {KILL})"
-    ),
+    "while the sample is encoded": (f"HashEncoder.encode_windows = after(2, HashEncoder.encode_windows, {KILL})"),
+    "while a chunk is appended": (f"SegmentWriter.append_vectors = after(2, SegmentWriter.append_vectors, {KILL})"),
+    "after a chunk, before its checkpoint": (f"SegmentWriter.checkpoint = after(3, SegmentWriter.checkpoint, {KILL})"),
     "before the journal of a chunk": f"IndexWriter.save_journal = after(4, IndexWriter.save_journal, {KILL})",
     "while the lists are written": f"writer.write_lists = {KILL}",
     "before the pending manifest": f"writer.describe = after(1, writer.describe, {KILL})",
@@ -79,9 +73,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("moment", MOMENTS)
-def test_killed_and_resumed_is_as_if_never_killed(
-    tmp_path: Path, moment: str, whole: dict[str, bytes]
-) -> None:
+def test_killed_and_resumed_is_as_if_never_killed(tmp_path: Path, moment: str, whole: dict[str, bytes]) -> None:
     path = tmp_path / "x"
     build_and_die(path, moment)
     if moment == "after the link":

@@ -55,9 +55,7 @@ def test_exact_search_is_maxsim_over_the_decoded_vectors(searcher: Searcher) -> 
 
 
 @pytest.mark.parametrize("k", [1, 10, 50, 100])
-def test_default_search_finds_what_exact_search_finds_with_the_very_scores(
-    searcher: Searcher, k: int
-) -> None:
+def test_default_search_finds_what_exact_search_finds_with_the_very_scores(searcher: Searcher, k: int) -> None:
     found = 0
     for row in range(0, 600, 40):
         query = query_for(row, row)
@@ -236,9 +234,7 @@ def test_impossible_numbers_are_refused(searcher: Searcher, options: dict[str, i
 
 def test_half_precision_queries_are_taken(searcher: Searcher) -> None:
     query = query_for(0)
-    assert (
-        searcher.search(query.astype(np.float16), k=1)[0].tolist() == searcher.search(query, k=1)[0].tolist()
-    )
+    assert searcher.search(query.astype(np.float16), k=1)[0].tolist() == searcher.search(query, k=1)[0].tolist()
 
 
 def test_codes_beyond_the_centroids_are_damage_not_a_crash(searcher: Searcher) -> None:

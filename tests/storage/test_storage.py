@@ -94,9 +94,7 @@ def test_lists_hold_the_windows_of_each_centroid(built: Path) -> None:
         assert found.tolist() == expected
 
 
-def test_lists_built_block_by_block_are_the_same(
-    built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_lists_built_block_by_block_are_the_same(built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("hybrid_retrieval.storage.lists.BLOCK_TOKENS", 7)
     copy = Path(shutil.copytree(segment_folder(built), tmp_path / "segment"))
     write_lists(copy, Snapshot.open(built).codec.num_centroids)
@@ -200,9 +198,7 @@ def rewrite_manifest(index: Path, changed: Path) -> None:
     newest(index).write_bytes(Manifest.create(**keys).to_bytes())
 
 
-@pytest.mark.parametrize(
-    "data", [b"", b"{", b"[]", b"{}", b'{"format_version": "1"}', b"\xff\xfe", b"[" * 100_000]
-)
+@pytest.mark.parametrize("data", [b"", b"{", b"[]", b"{}", b'{"format_version": "1"}', b"\xff\xfe", b"[" * 100_000])
 def test_a_damaged_newest_manifest_is_an_error_not_a_step_back(index: Path, data: bytes) -> None:
     (index / "versions" / f"{2:020d}.json").write_bytes(data)
     with pytest.raises(IndexDamagedError, match=r"00002\.json"):
