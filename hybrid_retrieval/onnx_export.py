@@ -60,10 +60,10 @@ def write_onnx_folder(
         folder = Path(name) / "model"
         folder.mkdir()
         graph = folder / f"{kind}.onnx"
-        whole = Path(name) / "float32.onnx" if dtype == "int8" else graph
-        _export(torch, module, inputs, whole, input_names, output_name)
+        traced = Path(name) / "float32.onnx" if dtype == "int8" else graph
+        _export(torch, module, inputs, traced, input_names, output_name)
         if dtype == "int8":
-            _quantise(whole, graph)
+            _quantise(traced, graph)
         found = OnnxGraph(graph).run(*sample)
         difference, acceptable = tolerance(expected, found)
         if not acceptable:

@@ -85,6 +85,32 @@ def load_sentences(folder: Path, tokenizer: Tokenizer) -> list[list[int]]:
     return [encoding.ids for encoding in tokenizer.encode_batch(texts, add_special_tokens=False) if encoding.ids]
 
 
+BITEXT_LANGUAGES = (
+    "ara", "cmn", "spa", "rus", "deu", "fra", "ell", "hin", "tha", "tur",
+    "vie", "ron", "jpn", "kor", "fin", "tel", "swh", "por", "ita", "nld",
+    "pol", "ukr", "ben", "ind", "heb", "swe", "hun", "ces",
+)  # fmt: skip
+
+
+def load_bitext(
+    folder: Path, tokenizer: Tokenizer, *, per_language: int, seed: int
+) -> list[tuple[list[int], list[int]]]:
+    """Token ids of sentences of ``BITEXT_LANGUAGES`` and of their English translations (Tatoeba, ``xxx-eng.tsv``).
+
+    Very short sentences say too little to be told apart and are left out.
+    """
+    rng = random.Random(seed)
+    chosen: list[list[str]] = []
+    for language in BITEXT_LANGUAGES:
+        lines = (folder / f"{language}-eng.tsv").read_text(encoding="utf-8").splitlines()
+        rows = [line.split("\t") for line in lines]
+        rows = [row for row in rows if len(row) == 2 and len(row[0]) > 12 and len(row[1]) > 20]
+        rng.shuffle(rows)
+        chosen += rows[:per_language]
+    sides = [tokenizer.encode_batch([row[i] for row in chosen], add_special_tokens=False) for i in (0, 1)]
+    return [(foreign.ids, english.ids) for foreign, english in zip(*sides, strict=True)]
+
+
 def _read(path: Path, tokenizer: Tokenizer, seed: int, cap: int = 4000) -> list[Pair]:
     rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     random.Random(seed).shuffle(rows)

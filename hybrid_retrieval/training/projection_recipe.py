@@ -15,6 +15,7 @@ from hybrid_retrieval.training.modules import Encoder, Trunk
 
 SCALE = 30.0
 QUERY_TOKENS, PASSAGE_TOKENS = 40, 128
+PAIRS_SHARE, BITEXT_SHARE = 1.0, 0.3
 
 
 @torch.no_grad()
@@ -35,14 +36,21 @@ def _padded(vectors: list[Tensor]) -> tuple[Tensor, Tensor]:
 
 
 def train_projection(
-    base: BaseModel, pairs: dict[str, list[Pair]], *, per_weight: int, dimensions: int, steps: int, seed: int
+    base: BaseModel,
+    pairs: dict[str, list[Pair]],
+    bitext: list[tuple[list[int], list[int]]],
+    *,
+    per_weight: int,
+    dimensions: int,
+    steps: int,
+    seed: int,
 ) -> Encoder:
-    """Distil the base's MaxSim in all its dimensions into ``dimensions``.
+    """Bring the base's MaxSim in all its dimensions down to ``dimensions``, and languages closer together on the way.
 
-    ``per_weight`` x the file's weight pairs of each file give fixed token vectors, principal directions the
-    start. A step
-    sees 24 pairs of two files: KL of in-batch MaxSim plus the squared error of every query token's products with every
-    passage token.
+    ``per_weight`` x the file's weight pairs of each file, and sentences beside their translations, give fixed token
+    vectors; principal directions are the start. A step sees 24 pairs of two files and 48 sentence pairs. Its loss: KL
+    of in-batch MaxSim to the base's, the squared error of every query token's product with every passage token, and
+    contrastive cross-entropy on the pairs (``PAIRS_SHARE``) and on the sentences both ways (``BITEXT_SHARE``).
     """
     encoder = Encoder(Trunk(base, list(range(base.layers))), dimensions).eval()
     items, files = [], []
@@ -50,12 +58,18 @@ def train_projection(
         chosen = found[: per_weight * data.WEIGHTS[name]]
         items += chosen
         files += [name] * len(chosen)
+    # Each side of a translation stands once as a query and once as a passage.
+    sides = [[pair[side] for pair in bitext] for side in (0, 1)]
+    as_queries, as_passages = (
+        [features(encoder.trunk, [data.wrap(prefix, ids, QUERY_TOKENS) for ids in side]) for side in sides]
+        for prefix in (data.QUERY_PREFIX, data.PASSAGE_PREFIX)
+    )
     queries = features(encoder.trunk, [data.wrap(data.QUERY_PREFIX, p.query, QUERY_TOKENS) for p in items])
     passages = features(encoder.trunk, [data.wrap(data.PASSAGE_PREFIX, p.passage, PASSAGE_TOKENS) for p in items])
-    print(f"projection: {len(items)} pairs, {sum(map(len, queries)) + sum(map(len, passages))} tokens", flush=True)
+    print(f"projection: {len(items)} pairs, {len(bitext)} translations", flush=True)
     moment = torch.zeros(base.hidden, base.hidden)
-    for side in (queries, passages):
-        tokens = torch.cat(side)
+    for vectors in (queries, passages):
+        tokens = torch.cat(vectors)
         moment += tokens.T @ tokens / len(tokens)
     projection = encoder.projection
     with torch.no_grad():
@@ -65,24 +79,35 @@ def train_projection(
     rng = random.Random(seed)
     by_file = {name: [i for i, file in enumerate(files) if file == name] for name in set(files)}
     names = sorted(by_file)
-    totals = [0.0, 0.0]
+
+    def small(vectors: Tensor) -> Tensor:
+        return F.normalize(projection(vectors), dim=-1)
+
     for step in range(steps):
         two = rng.choices(names, [data.WEIGHTS[name] for name in names], k=2)
-        chosen_rows = [i for name in two for i in rng.sample(by_file[name], min(12, len(by_file[name])))]
-        q, q_mask = _padded([queries[i] for i in chosen_rows])
-        p, p_mask = _padded([passages[i] for i in chosen_rows])
-        small_q, small_p = F.normalize(projection(q), dim=-1), F.normalize(projection(p), dim=-1)
-        target = losses.maxsim_matrix(q, q_mask, p, p_mask)
-        kl = losses.score_distillation(losses.maxsim_matrix(small_q, q_mask, small_p, p_mask), target, SCALE)
+        rows = [i for name in two for i in rng.sample(by_file[name], min(12, len(by_file[name])))]
+        q, q_mask = _padded([queries[i] for i in rows])
+        p, p_mask = _padded([passages[i] for i in rows])
+        scores = losses.maxsim_matrix(small(q), q_mask, small(p), p_mask)
+        kl = losses.score_distillation(scores, losses.maxsim_matrix(q, q_mask, p, p_mask), SCALE)
         keep_q, keep_p = q_mask.bool(), p_mask.bool()
-        error = (small_q[keep_q] @ small_p[keep_p].T - q[keep_q] @ p[keep_p].T).square().mean()
-        loss = kl + 100 * error
+        error = (small(q)[keep_q] @ small(p)[keep_p].T - q[keep_q] @ p[keep_p].T).square().mean()
+        keys = [(files[i], items[i].passage_key) for i in rows]
+        same = torch.tensor([[i != j and a == b for j, b in enumerate(keys)] for i, a in enumerate(keys)])
+        own = losses.contrastive(scores, same, SCALE)
+        drawn = rng.sample(range(len(bitext)), 48)
+        across = torch.zeros(())
+        for one, other in ((0, 1), (1, 0)):
+            x, x_mask = _padded([as_queries[one][i] for i in drawn])
+            y, y_mask = _padded([as_passages[other][i] for i in drawn])
+            found = losses.maxsim_matrix(small(x), x_mask, small(y), y_mask)
+            across = across + losses.contrastive(found, torch.zeros(48, 48, dtype=torch.bool), SCALE) / 2
+        loss = kl + 100 * error + PAIRS_SHARE * own + BITEXT_SHARE * across
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         schedule.step()
-        totals = [totals[0] + kl.item() / 50, totals[1] + error.item() / 50]
         if (step + 1) % 50 == 0:
-            print(f"projection step {step + 1}/{steps} kl {totals[0]:.4f} error {totals[1]:.6f}", flush=True)
-            totals = [0.0, 0.0]
+            parts = {"kl": kl, "error": error, "pairs": own, "bitext": across}
+            print(f"projection step {step + 1}/{steps}", {k: round(v.item(), 5) for k, v in parts.items()}, flush=True)
     return encoder

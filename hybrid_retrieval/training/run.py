@@ -64,8 +64,9 @@ def run(
     tokenizer = Tokenizer.from_str(tokenizer_json(source))
     drawn = data.load_pairs(pairs, tokenizer, limit=4000, seed=seed)
     if only in (None, "encoder"):
+        bitext = data.load_bitext(sentences, tokenizer, per_language=110, seed=seed)
         full = projection_recipe.train_projection(
-            source, drawn, per_weight=30, dimensions=dimensions, steps=projection_steps, seed=seed
+            source, drawn, bitext, per_weight=45, dimensions=dimensions, steps=projection_steps, seed=seed
         )
         torch.save({"model": full.state_dict()}, work / "projection.ckpt")
         write_encoder(source, arrays(full), out, ENCODER)
