@@ -50,7 +50,7 @@ def examine() -> Iterator[Check]:
     """Every check, in the order in which a reader wants them; the slow ones (models, self-test) last."""
     yield Check("machine", "ok", _machine())
     yield from _packages()
-    yield _gpu()
+    yield _guarded("GPU", _gpu)
     for model in HUB_MODELS:
         here = model_files.is_local(model)
         yield Check(
@@ -80,11 +80,12 @@ def _case() -> dict[str, Any]:
     return case
 
 
-def _guarded(name: str, check: Callable[[], str]) -> Check:
+def _guarded(name: str, check: Callable[[], str | Check]) -> Check:
     try:
-        return Check(name, "ok", check())
-    except (HybridRetrievalError, OSError) as error:
-        return Check(name, "failed", str(error))
+        found = check()
+        return found if isinstance(found, Check) else Check(name, "ok", found)
+    except Exception as error:  # whatever is wrong with this machine is what the check is there to report
+        return Check(name, "failed", " ".join(f"{type(error).__name__}: {error}".split()))
 
 
 def _compare(found: np.ndarray[Any, Any], expected: list[float], tolerance: float) -> str:
@@ -141,7 +142,9 @@ def _machine() -> str:
 def _packages() -> Iterator[Check]:
     for package in REQUIRED:
         try:
-            yield Check(package, "ok", metadata.version(package))
+            # The GPU build of onnxruntime is another distribution of the same module.
+            gpu_build = package == "onnxruntime" and importlib.util.find_spec(package) is not None
+            yield Check(package, "ok", _version(package, f"{package}-gpu" if gpu_build else package))
         except metadata.PackageNotFoundError:
             yield Check(package, "failed", f"not installed: pip install {package}")
     for package, extra in OPTIONAL.items():
@@ -151,11 +154,17 @@ def _packages() -> Iterator[Check]:
             yield Check(package, "absent", f"not installed (optional): pip install 'hybrid-retrieval[{extra}]'")
 
 
-def _gpu() -> Check:
+def _version(package: str, alternative: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return metadata.version(alternative)
+
+
+def _gpu() -> str | Check:
     if importlib.util.find_spec("torch") is None:
         return Check("GPU", "absent", "needs torch: pip install 'hybrid-retrieval[gpu]'")
     cuda = importlib.import_module("torch").cuda
     if not cuda.is_available():
         return Check("GPU", "absent", "torch sees no CUDA device; everything runs on the CPU")
-    names = [cuda.get_device_name(i) for i in range(cuda.device_count())]
-    return Check("GPU", "ok", ", ".join(names))
+    return ", ".join(cuda.get_device_name(i) for i in range(cuda.device_count()))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +25,10 @@ from hybrid_retrieval.ragged import Ragged
 from hybrid_retrieval.search import Searcher
 from hybrid_retrieval.storage import Snapshot, verify
 from hybrid_retrieval.types import Passage, Ranking
+
+if TYPE_CHECKING:
+    from hybrid_retrieval.encoders import Encoder
+    from hybrid_retrieval.rerankers import Reranker
 
 CONFIGURED: Final = "configured"
 
@@ -59,7 +63,8 @@ class Index:
 
         corpus: a file or folder that `read_corpus` reads, or passages (`Passage`, or mappings with the keys
         of a JSON line). encoder, reranker: a model's name, a loaded one, or by default what the configuration
-        names; reranker None stores no tokens for stage 2. nbits: instead of the configuration's. config: a
+        names; reranker None stores no tokens for stage 2. The index remembers where they were
+        loaded from. nbits: instead of the configuration's. config: a
         `PipelineConfig`, a mapping, or a YAML file. resume, overwrite, progress: see `builder.build_index`.
         """
         settings = _settings(config)
@@ -69,18 +74,18 @@ class Index:
             if encoder != CONFIGURED and encoder != settings.encoder.model:
                 part = dataclasses.replace(settings.encoder, model=encoder, revision=None)
                 settings = dataclasses.replace(settings, encoder=part)
-            encoder = _load_encoder(settings)
+            encoder = load_encoder(settings)
         if isinstance(reranker, str):
             if reranker != CONFIGURED and reranker != settings.reranker.model:
                 stage = dataclasses.replace(settings.reranker, model=reranker, revision=None)
                 settings = dataclasses.replace(settings, reranker=stage)
-            reranker = _load_reranker(settings)
+            reranker = load_reranker(settings)
         build_index(
             _passages(corpus),
             path,
             encoder=encoder,
             reranker_tokenizer=reranker,
-            config=settings,
+            config=_with_sources(settings, encoder, reranker),
             resume=resume,
             overwrite=overwrite,
             progress=progress,
@@ -287,15 +292,28 @@ def _passages(corpus: str | Path | Iterable[Passage | Mapping[str, Any]]) -> Ite
             raise CorpusError(f"passage {row}: expected a Passage or a mapping, got {type(passage).__name__}")
 
 
-def _load_encoder(settings: PipelineConfig) -> WindowEncoder:
+def load_encoder(settings: PipelineConfig) -> Encoder:
+    """The encoder that a configuration names."""
     from hybrid_retrieval.encoders import Encoder
 
     return Encoder.load(**dataclasses.asdict(settings.encoder))
 
 
-def _load_reranker(settings: PipelineConfig) -> PassageTokenizer | None:
+def load_reranker(settings: PipelineConfig) -> Reranker | None:
+    """The reranker that a configuration names; None for `none`."""
     if settings.reranker.model == "none":
         return None
     from hybrid_retrieval.rerankers import Reranker
 
     return Reranker.load(**dataclasses.asdict(settings.reranker))
+
+
+def _with_sources(settings: PipelineConfig, encoder: object, reranker: object) -> PipelineConfig:
+    """The configuration with the names that the models in hand can be loaded by again, from any folder."""
+    source = getattr(encoder, "source", None)
+    if source is not None:
+        settings = dataclasses.replace(settings, encoder=dataclasses.replace(settings.encoder, model=source))
+    source = getattr(reranker, "source", None)
+    if source is not None:
+        settings = dataclasses.replace(settings, reranker=dataclasses.replace(settings.reranker, model=source))
+    return settings

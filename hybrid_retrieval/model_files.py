@@ -18,7 +18,7 @@ Kind = Literal["encoder", "reranker"]
 EMBEDDED = "embedded"
 EMBEDDED_FOLDER = Path(__file__).parent / "models" / "embedded"
 
-# What either stage may read of a checkpoint: never pickled code, never other frameworks' weights beside safetensors.
+# What either stage may read of a checkpoint. Pickled weights are read as tensors only, and only without safetensors.
 HUB_PATTERNS = ["*.json", "*.safetensors", "*.bin", "*.txt", "*.model", "*.metadata", "*.onnx", "*.gz"]
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
@@ -37,10 +37,9 @@ def resolve(model: str, revision: str | None = None) -> Path:
         raise ModelNotFoundError(
             f"no model '{model}': expected 'embedded', an existing folder, or a hub id such as 'owner/name'"
         )
-    try:
-        return _snapshot(model, revision, local=True)
-    except (OSError, ValueError):
-        pass  # not in the cache: ask the hub
+    cached = _cached(model, revision)
+    if cached is not None:
+        return cached
     try:
         return _snapshot(model, revision, local=False)
     except (OSError, ValueError, RuntimeError) as error:
@@ -52,14 +51,17 @@ def resolve(model: str, revision: str | None = None) -> Path:
         ) from None
 
 
+def lasting_name(model: str) -> str:
+    """A model's name that means the same from any working directory: a folder by its absolute path."""
+    is_folder = model != EMBEDDED and Path(model).is_dir()
+    return str(Path(model).resolve()) if is_folder else model
+
+
 def is_local(model: str) -> bool:
     """Whether `resolve` would find the model without a network."""
     if model == EMBEDDED or (model and Path(model).is_dir()):
         return True
-    try:
-        return any(_snapshot(model, None, local=True).iterdir())
-    except (OSError, ValueError):
-        return False
+    return _cached(model, None) is not None
 
 
 def kind_of(folder: Path) -> Kind:
@@ -129,6 +131,16 @@ def fingerprint(files: Iterable[Path], *facts: Any) -> str:
             while block := stream.read(1 << 20):
                 digest.update(block)
     return digest.hexdigest()
+
+
+def _cached(model: str, revision: str | None) -> Path | None:
+    """The hub's local copy, if it holds weights: other libraries leave copies of a tokenizer alone."""
+    try:
+        folder = _snapshot(model, revision, local=True)
+    except (OSError, ValueError):
+        return None
+    weights = ("*.safetensors", "*.bin", "*.onnx")
+    return folder if any(any(folder.glob(pattern)) for pattern in weights) else None
 
 
 def _snapshot(model: str, revision: str | None, *, local: bool) -> Path:

@@ -28,10 +28,19 @@ def read_description(folder: Path, kind: Kind) -> dict[str, Any]:
         raise ModelError(f"{path}: format {description.get('format')!r}; this release reads format {FORMAT}")
     if description.get("kind") != kind:
         raise ModelError(f"{path}: expected kind '{kind}', got {description.get('kind')!r}")
-    for key in ("name", "graph", "tokenizer", "pad_id"):
+    numbers = ("pad_id", "dimensions") if kind == "encoder" else ("pad_id",)
+    for key in ("name", "graph", "tokenizer", *numbers):
         if key not in description:
             raise ModelError(f"{path}: the key '{key}' is missing")
+    for key in (*numbers, "max_tokens", "max_query_tokens", "longest_tokens"):
+        if not isinstance(description.get(key, 0), int):
+            raise ModelError(f"{path}: '{key}' must be a whole number, got {description[key]!r}")
     return description
+
+
+def available_cores() -> int:
+    """Processors that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class OnnxGraph:
@@ -51,7 +60,7 @@ class OnnxGraph:
                 )
             providers.insert(0, "CUDAExecutionProvider")
         options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads or len(os.sched_getaffinity(0))
+        options.intra_op_num_threads = threads or available_cores()
         options.inter_op_num_threads = 1
         options.log_severity_level = 3
         # Spinning threads take the cores that the other stage needs between two runs.
@@ -67,4 +76,7 @@ class OnnxGraph:
         feeds = {"input_ids": ids, "attention_mask": mask}
         if "token_type_ids" in self._inputs:
             feeds["token_type_ids"] = np.zeros_like(ids) if types is None else types
-        return self._session.run(None, feeds)[0]
+        try:
+            return self._session.run(None, feeds)[0]
+        except Exception as error:  # onnxruntime's own errors share no public base
+            raise ModelError(f"onnxruntime failed on {ids.shape} tokens ({' '.join(str(error).split())})") from None

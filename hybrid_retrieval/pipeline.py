@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from hybrid_retrieval.config import FusionConfig, PipelineConfig
 from hybrid_retrieval.encoders import Encoder
 from hybrid_retrieval.errors import ModelError, QueryError
-from hybrid_retrieval.index import Index
+from hybrid_retrieval.index import Index, load_encoder, load_reranker
 from hybrid_retrieval.ragged import Ragged
 from hybrid_retrieval.rerankers import Reranker
 from hybrid_retrieval.types import Ranking, best_first
@@ -223,38 +223,6 @@ def standardise(scores: NDArray[np.float32]) -> NDArray[np.float32]:
     centred = (scores - scores.mean(dtype=np.float64)).astype(np.float32) if len(scores) else scores
     deviation = float(np.sqrt(np.mean(np.square(centred, dtype=np.float64)))) if len(scores) else 0.0
     return centred / np.float32(deviation) if deviation > 1e-6 else np.zeros_like(centred)
-
-
-def load_encoder(config: PipelineConfig) -> Encoder:
-    """The encoder that a configuration names."""
-    part = config.encoder
-    return Encoder.load(
-        part.model,
-        revision=part.revision,
-        backend=part.backend,
-        device=part.device,
-        dtype=part.dtype,
-        threads=part.threads,
-        batch_tokens=part.batch_tokens,
-    )
-
-
-def load_reranker(config: PipelineConfig) -> Reranker | None:
-    """The reranker that a configuration names; None for `none`."""
-    part = config.reranker
-    if part.model == "none":
-        return None
-    return Reranker.load(
-        part.model,
-        revision=part.revision,
-        backend=part.backend,
-        device=part.device,
-        dtype=part.dtype,
-        threads=part.threads,
-        truncation=part.truncation,
-        max_tokens=part.max_tokens,
-        batch_tokens=part.batch_tokens,
-    )
 
 
 @contextmanager

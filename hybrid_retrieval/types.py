@@ -9,6 +9,10 @@ from typing import Any, overload
 import numpy as np
 from numpy.typing import NDArray
 
+from hybrid_retrieval.errors import QueryError
+
+MAX_QUERY_CHARACTERS = 10_000
+
 
 @dataclass(frozen=True, slots=True)
 class Passage:
@@ -51,7 +55,7 @@ class Hit:
     metadata: Mapping[str, Any] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Ranking(Sequence[Hit]):
     """Hits, best first, as parallel arrays; ties stand in insertion order (the lower row first).
 
@@ -112,3 +116,24 @@ def best_first(scores: NDArray[np.floating[Any]], k: int) -> NDArray[np.int64]:
     else:
         kept = np.arange(len(scores))
     return kept[np.argsort(-scores[kept], kind="stable")][:k].astype(np.int64)
+
+
+def is_unicode(text: str) -> bool:
+    """False for a string with half a surrogate pair, which bytes in another encoding become on a command line."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def check_query(text: str) -> None:
+    """Raise `QueryError` for a query that is empty, absurdly long or not Unicode."""
+    if not isinstance(text, str):
+        raise QueryError(f"a query must be a string, got {type(text).__name__}")
+    if not text.strip():
+        raise QueryError("the query is empty: give at least one word")
+    if len(text) > MAX_QUERY_CHARACTERS:
+        raise QueryError(f"the query has {len(text):,} characters; at most {MAX_QUERY_CHARACTERS:,} are taken")
+    if not is_unicode(text):
+        raise QueryError("the query is not valid Unicode: give it in UTF-8")

@@ -5,6 +5,7 @@ Exit codes: 0 done, 1 failed, 2 bad usage or input, 130 interrupted.
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -31,10 +32,14 @@ for command in (build, query, rerank, evaluate, info, verify, export_onnx, docto
 
 def main(arguments: Sequence[str] | None = None, *, command: click.Command = cli) -> None:
     """Run the command line and leave the process with its exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # passages are in any script, whatever the locale says
+            stream.reconfigure(encoding="utf-8", errors="replace")
     try:
         code = command.main(args=None if arguments is None else list(arguments), standalone_mode=False)
     except click.ClickException as error:
-        error.show()
+        usage = f" (see '{error.ctx.command_path} --help')" if isinstance(error, click.UsageError) and error.ctx else ""
+        _complain(error.format_message() + usage)
         code = error.exit_code
     except (click.Abort, KeyboardInterrupt):
         _complain("interrupted")

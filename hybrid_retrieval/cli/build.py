@@ -9,8 +9,7 @@ import click
 
 from hybrid_retrieval.cli.output import echo_json, human_bytes, progress_bar
 from hybrid_retrieval.config import PipelineConfig
-from hybrid_retrieval.index import Index
-from hybrid_retrieval.pipeline import load_encoder, load_reranker
+from hybrid_retrieval.index import Index, load_encoder, load_reranker
 
 
 @click.command()

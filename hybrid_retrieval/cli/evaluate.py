@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 from rich.table import Table
@@ -11,6 +12,9 @@ from hybrid_retrieval.cli.output import echo_json, progress_bar, table_console
 from hybrid_retrieval.cli.query import open_pipeline
 from hybrid_retrieval.corpus.dataset import Dataset
 from hybrid_retrieval.corpus.runs import write_run
+
+if TYPE_CHECKING:
+    from hybrid_retrieval.evaluation.runner import Evaluation
 
 MEASURES = "nDCG@10 R@100 RR@10"
 
@@ -44,6 +48,10 @@ def evaluate(
     from hybrid_retrieval.evaluation.measures import parse_measures
     from hybrid_retrieval.evaluation.runner import run_dataset
 
+    if no_rerank and num_candidates is not None:
+        raise click.UsageError("--num-candidates is for the reranker: it says nothing with --no-rerank")
+    if run_file and not Path(run_file).absolute().parent.is_dir():
+        raise click.UsageError(f"--run {run_file}: its folder does not exist")
     wanted = parse_measures(measures)
     collection = Dataset.open(dataset, split=split)
     pipeline = open_pipeline(index, config, exact=exact, rerank=not no_rerank)
@@ -51,11 +59,16 @@ def evaluate(
         result = run_dataset(
             pipeline, collection, wanted, sample=sample, num_candidates=num_candidates, progress=progress
         )
-    if run_file:
-        write_run(Path(run_file), result.run, tag="hybrid_retrieval")
     if as_json:
         echo_json({"measures": result.measures, "queries": result.queries, "latency_ms": result.latency_ms})
-        return
+    else:
+        show(result)
+    if run_file:
+        write_run(Path(run_file), result.run, tag="hybrid_retrieval")
+
+
+def show(result: Evaluation) -> None:
+    """The figures as a table."""
     table = Table(box=None, pad_edge=False, show_header=False)
     for name, value in result.measures.items():
         table.add_row(name, f"{value:.4f}")

@@ -74,3 +74,5 @@ def demo(folder: str | None, as_json: bool) -> None:
         )
     if as_json:
         echo_json(result)
+    elif folder:
+        click.echo(f"The index is in {folder}: hybrid-retrieval query {folder} TEXT")

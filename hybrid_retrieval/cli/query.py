@@ -63,6 +63,10 @@ def query(
     """Answer TEXT, or each query of a file, from INDEX."""
     if (text is None) == (queries is None):
         raise click.UsageError("give either TEXT or --queries FILE")
+    if as_json and form == "trec":
+        raise click.UsageError("--json and --format trec exclude each other")
+    if no_rerank and num_candidates is not None:
+        raise click.UsageError("--num-candidates is for the reranker: it says nothing with --no-rerank")
     asked = [Query("1", text)] if text is not None else read_queries(Path(queries or ""))
     pipeline = open_pipeline(index, config, exact=exact, rerank=not no_rerank)
     for one in asked:
@@ -73,7 +77,7 @@ def query(
         except QueryError as error:
             raise QueryError(f"query '{one.query_id}': {error}") if queries else error from None
         if as_json or form == "jsonl":
-            echo_json({"query_id": one.query_id, "query": one.text, "hits": [hit_dict(hit) for hit in ranking]})
+            echo_json({"query_id": one.query_id, "query": one.text, **ranking_dict(ranking)})
         elif form == "trec":
             for line in trec_lines(one.query_id, ranking.ids, ranking.scores, tag="hybrid_retrieval"):
                 click.echo(line)
@@ -95,9 +99,15 @@ def rerank(text: str, passages: str, k: int, model: str, as_json: bool) -> None:
     ranking = Reranker.load(model).rank(text, given, k=k)
     seconds = time.perf_counter() - start
     if as_json:
-        echo_json({"query": text, "hits": [hit_dict(hit) for hit in ranking]})
+        echo_json({"query": text, **ranking_dict(ranking)})
     else:
         show_ranking(Query("1", text), ranking, seconds)
+
+
+def ranking_dict(ranking: Ranking) -> dict[str, Any]:
+    """A ranking as `--json` prints it: `hits`, and `notes` where there is something to know."""
+    notes = {"notes": list(ranking.notes)} if ranking.notes else {}
+    return {"hits": [hit_dict(hit) for hit in ranking], **notes}
 
 
 def hit_dict(hit: Hit) -> dict[str, Any]:

@@ -19,6 +19,7 @@ import dataclasses
 import datetime
 import json
 import os
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -116,7 +117,7 @@ def _read_folder(folder: Path) -> Iterator[tuple[str, Passage]]:
     files = sorted(
         (
             Path(root) / name
-            for root, folders, names in os.walk(folder)
+            for root, _, names in os.walk(folder, onerror=_unreadable)
             for name in names
             if name.lower().endswith(_TEXT_SUFFIXES) and not _hidden(Path(root, name).relative_to(folder))
         ),
@@ -127,6 +128,10 @@ def _read_folder(folder: Path) -> Iterator[tuple[str, Passage]]:
             f"{folder}: not a corpus: expected corpus.jsonl (BEIR), collection.tsv (id<TAB>text), or .txt and .md files"
         )
     return (record for file in files for record in _read_text(file, file.relative_to(folder).as_posix()))
+
+
+def _unreadable(error: OSError) -> None:
+    raise CorpusError(f"{error.filename}: cannot be read ({error.strerror})")
 
 
 def _hidden(path: Path) -> bool:
@@ -201,7 +206,7 @@ def _read_text(path: Path, passage_id: str | None = None) -> Iterator[tuple[str,
     with open_bytes(path) as file:
         try:
             raw = file.read()
-        except (EOFError, OSError) as error:
+        except (EOFError, OSError, zlib.error) as error:
             raise CorpusError(f"{path}: cannot be read ({error})") from None
     lines = raw.removeprefix(_BOM).splitlines(keepends=True)
     text = "".join(decode(line, f"{path}:{number}") for number, line in enumerate(lines, 1))

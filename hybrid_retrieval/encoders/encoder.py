@@ -16,23 +16,24 @@ from hybrid_retrieval.corpus.chunker import split_windows
 from hybrid_retrieval.encoders.backend import EncoderBackend
 from hybrid_retrieval.encoders.convention import EncodingConvention, Side
 from hybrid_retrieval.encoders.loading import load_parts
-from hybrid_retrieval.errors import InputError, ModelError, QueryError
-from hybrid_retrieval.model_files import resolve
+from hybrid_retrieval.errors import InputError, ModelError
+from hybrid_retrieval.model_files import lasting_name, resolve
 from hybrid_retrieval.ragged import Ragged
+from hybrid_retrieval.types import check_query, is_unicode
 
 logger = logging.getLogger(__name__)
 
 Float32 = NDArray[np.float32]
 
-MAX_QUERY_CHARACTERS = 10_000
 CACHED_QUERIES = 1024
 
 
 class Encoder:
     """A ColBERT encoder. Safe to share between threads.
 
-    name: what the model calls itself. dimensions: D. identity: SHA-256 (hex) over what determines the vectors
-    (weights, tokenizer, convention), not over the backend or device. convention: markers, limits, skipped tokens.
+    name: what the model calls itself. dimensions: D. identity: SHA-256 (hex) over what determines the vectors (weights,
+    tokenizer, convention), not over the backend or device. convention: markers, limits, skipped tokens. source: what
+    `load` was given (a folder by its absolute path), or None.
     """
 
     def __init__(
@@ -46,6 +47,7 @@ class Encoder:
         backend: EncoderBackend,
         batch_tokens: int = 4096,
     ) -> None:
+        self.source: str | None = None
         self.name, self.identity, self.dimensions, self.convention = name, identity, dimensions, convention
         self._tokenizer, self._backend, self._batch_tokens = tokenizer, backend, batch_tokens
         self._cache: OrderedDict[str, Float32] = OrderedDict()
@@ -71,7 +73,9 @@ class Encoder:
         `ModelError`, or `OptionalDependencyError` where the model needs torch.
         """
         parts = load_parts(resolve(model, revision), backend=backend, device=device, dtype=dtype, threads=threads)
-        return cls(**parts, batch_tokens=batch_tokens)
+        encoder = cls(**parts, batch_tokens=batch_tokens)
+        encoder.source = lasting_name(model)
+        return encoder
 
     @property
     def max_passage_tokens(self) -> int:
@@ -131,6 +135,8 @@ class Encoder:
         for position, text in enumerate(texts):
             if not isinstance(text, str) or not text.strip():
                 raise InputError(f"passage {position} of {len(texts)} has no text")
+            if not is_unicode(text):
+                raise InputError(f"passage {position} of {len(texts)} is not valid Unicode")
             windows = self._windows(text, overlap_tokens)
             rows.extend(side.wrap(window) for window in windows)
             counts.append(len(windows))
@@ -213,13 +219,3 @@ class Encoder:
 def _check_many(texts: Sequence[str], function: str) -> None:
     if isinstance(texts, str):
         raise InputError(f"{function} takes a sequence of texts; got one string")
-
-
-def check_query(text: str) -> None:
-    """Raise `QueryError` for a query that is empty or absurdly long."""
-    if not isinstance(text, str):
-        raise QueryError(f"a query must be a string, got {type(text).__name__}")
-    if not text.strip():
-        raise QueryError("the query is empty: give at least one word")
-    if len(text) > MAX_QUERY_CHARACTERS:
-        raise QueryError(f"the query has {len(text):,} characters; at most {MAX_QUERY_CHARACTERS:,} are taken")

@@ -15,8 +15,8 @@ from hybrid_retrieval.errors import ConfigError
 from hybrid_retrieval.evaluation.demo_data import demo_corpus
 from hybrid_retrieval.evaluation.demo_sections import ask_examples, compare_tomato, measure_languages
 from hybrid_retrieval.evaluation.demo_tables import show_build, show_examples, show_languages, show_tomato
-from hybrid_retrieval.index import Index
-from hybrid_retrieval.pipeline import Pipeline, load_encoder, load_reranker
+from hybrid_retrieval.index import Index, load_encoder, load_reranker
+from hybrid_retrieval.pipeline import Pipeline
 
 Progress = Callable[[str, int, int], None]
 
@@ -30,7 +30,7 @@ def run_demo(
     console: Console | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Build the index in `folder` (replacing one that is there) and return everything as one JSON-ready
+    """Build the index in `folder` (where none may be) and return everything as one JSON-ready
     value.
 
     sample: questions a language that go through both stages; wide_sample: through stage 1 alone. console:
@@ -52,7 +52,7 @@ def run_demo(
         encoder=encoder,
         reranker=reranker,
         config=settings,
-        overwrite=True,
+        overwrite=False,
         progress=progress,
     )
     seconds = time.perf_counter() - built_from
@@ -70,7 +70,7 @@ def run_demo(
     total = time.perf_counter() - start
     if console is not None:
         show_tomato(console, comparison)
-        console.print(f"\nAll of it took {total:.0f} s. The index is in {folder}: hybrid-retrieval query {folder} TEXT")
+        console.print(f"\nAll of it took {total:.0f} s.")
     return {
         "index": built,
         "examples": examples,

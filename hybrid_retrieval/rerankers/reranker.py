@@ -13,14 +13,12 @@ from numpy.typing import NDArray
 
 from hybrid_retrieval.batching import pad, plan_batches
 from hybrid_retrieval.errors import InputError, ModelError, QueryError
-from hybrid_retrieval.model_files import resolve
+from hybrid_retrieval.model_files import lasting_name, resolve
 from hybrid_retrieval.ragged import Ragged
 from hybrid_retrieval.rerankers.backend import RerankerBackend
 from hybrid_retrieval.rerankers.loading import load_parts
 from hybrid_retrieval.rerankers.pairs import Ids, PairConvention, Truncation, cut
-from hybrid_retrieval.types import Passage, Ranking, best_first
-
-MAX_QUERY_CHARACTERS = 10_000
+from hybrid_retrieval.types import Passage, Ranking, best_first, check_query, is_unicode
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +54,7 @@ class Reranker:
         truncation: Truncation = "only_second",
         batch_tokens: int = 4096,
     ) -> None:
+        self.source: str | None = None
         self.name, self.identity, self.tokenizer_identity = name, identity, tokenizer_identity
         self.max_tokens, self.max_query_tokens, self.fusion_weight = max_tokens, max_query_tokens, fusion_weight
         self.longest_tokens = longest_tokens
@@ -92,10 +91,13 @@ class Reranker:
             threads=threads,
             max_tokens=max_tokens,
         )
-        return cls(**parts, truncation=truncation, batch_tokens=batch_tokens)
+        reranker = cls(**parts, truncation=truncation, batch_tokens=batch_tokens)
+        reranker.source = lasting_name(model)
+        return reranker
 
     def score(self, pairs: Sequence[tuple[str, str]]) -> NDArray[np.float32]:
         """Raw logits float32 [N] of (query, passage) pairs, in input order."""
+        pairs = list(pairs)
         for position, pair in enumerate(pairs):
             if isinstance(pair, str) or len(pair) != 2:
                 raise InputError(f"pair {position} must be (query, passage), got {pair!r:.80}")
@@ -135,6 +137,8 @@ class Reranker:
         for position, text in enumerate(texts):
             if not isinstance(text, str) or not text.strip():
                 raise InputError(f"passage {position} of {len(texts)} has no text")
+            if not is_unicode(text):
+                raise InputError(f"passage {position} of {len(texts)} is not valid Unicode")
         encodings = self._tokenizer.encode_batch(list(texts), add_special_tokens=False)
         return Ragged.from_rows([encoding.ids for encoding in encodings], dtype=np.int32)
 
@@ -156,10 +160,7 @@ class Reranker:
         return [Scores(whole.logits[start:stop], sum(cuts[start:stop])) for start, stop in itertools.pairwise(bounds)]
 
     def _query_ids(self, query: str) -> list[int]:
-        if not isinstance(query, str) or not query.strip():
-            raise QueryError("the query is empty: give at least one word")
-        if len(query) > MAX_QUERY_CHARACTERS:
-            raise QueryError(f"the query has {len(query):,} characters; at most {MAX_QUERY_CHARACTERS:,} are taken")
+        check_query(query)
         ids: list[int] = self._tokenizer.encode(query, add_special_tokens=False).ids
         return ids
 

@@ -11,7 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 import hybrid_retrieval.storage.layout as layout
+from hybrid_retrieval.errors import IndexDamagedError
 from hybrid_retrieval.ragged import Ragged
+from hybrid_retrieval.storage.files import sync_folder
 from hybrid_retrieval.storage.layout import ArrayFile
 
 _PASSAGE_PAIRS = (
@@ -40,7 +42,13 @@ class SegmentWriter:
         for file in files:
             handle = open(folder / file.name, "ab")  # noqa: SIM115 - closed by close()
             self._files[file.name] = handle
-            handle.truncate((sizes or {}).get(file.name, 0))
+            size = (sizes or {}).get(file.name, 0)
+            if handle.seek(0, os.SEEK_END) < size:  # truncating would fill it up with zeros
+                raise IndexDamagedError(
+                    f"{folder / file.name}: shorter than at its last checkpoint ({size} bytes); the interrupted build "
+                    f"cannot be resumed: build again with overwrite"
+                )
+            handle.truncate(size)
             handle.seek(0, os.SEEK_END)
             if file in _OFFSET_FILES:
                 if handle.tell() == 0:
@@ -81,6 +89,7 @@ class SegmentWriter:
         for handle in self._files.values():
             handle.flush()
             os.fsync(handle.fileno())
+        sync_folder(self.folder)  # the journal must not outlive the names that it counts on
         return {name: handle.tell() for name, handle in self._files.items()}
 
     def close(self) -> None:

@@ -107,10 +107,12 @@ class IndexWriter:
         """
         segment, codec_folder = self.building / "segment", self.building / "codec"
         write_lists(segment, codec.num_centroids)
-        codec_folder.mkdir(exist_ok=True)
-        codec.save(codec_folder)
+        # The build may have saved its codec already; writing it again would put it at risk of this process's death.
+        if not codec_folder.exists():
+            codec_folder.mkdir()
+            codec.save(codec_folder)
+            sync_files(codec_folder)
         sync_files(segment)
-        sync_files(codec_folder)
         version = (self.committed_version or 0) + 1
         files, codec_files = describe(segment), describe(codec_folder)
         digest = _name_of(files)
@@ -172,6 +174,9 @@ class IndexWriter:
                 ) from None
         sync_folder(versions)
         self._remove_unreferenced(manifest)
+        # The journal goes first: without it what is left is no build that anyone would resume.
+        (self.building / layout.JOURNAL).unlink(missing_ok=True)
+        sync_folder(self.building)
         shutil.rmtree(self.building)
 
     def _remove_unreferenced(self, manifest: Manifest) -> None:
