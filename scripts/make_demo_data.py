@@ -1,6 +1,6 @@
 """Make the demonstration's collection (hybrid_retrieval/demo_data) from SQuAD and XQuAD in BEIR layout.
 
-    python scripts/make_demo_data.py SQUAD_DEV XQUAD [--out hybrid_retrieval/demo_data]
+    python scripts/make_demo_data.py SQUAD_DEV XQUAD [--passages 1000] [--out hybrid_retrieval/demo_data]
 
 SQUAD_DEV: a folder with corpus.jsonl, queries.jsonl and qrels/test.tsv of SQuAD v1.1's development set.
 XQUAD: a folder with corpus.en.jsonl, queries.<language>.jsonl and qrels.tsv. XQuAD's English paragraphs are
@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import gzip
 import json
+import random
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -27,18 +28,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Make the demonstration's collection.")
     parser.add_argument("squad_dev", type=Path)
     parser.add_argument("xquad", type=Path)
+    parser.add_argument("--passages", type=int, default=1000, help="XQuAD's paragraphs and others, drawn with seed 0")
     parser.add_argument("--out", type=Path, default=Path("hybrid_retrieval/demo_data"))
     arguments = parser.parse_args()
     out: Path = arguments.out
     out.mkdir(parents=True, exist_ok=True)
 
     passages = list(read_corpus(arguments.squad_dev / "corpus.jsonl"))
-    # The article's name is kept aside: with it in the text the task would be easier than passage retrieval
-    # is.
-    write_lines(
-        out / "corpus.jsonl.gz",
-        ({"_id": passage.passage_id, "text": passage.text, "article": passage.title} for passage in passages),
-    )
     ids_by_text = {passage.text: passage.passage_id for passage in passages}
     squad_ids: dict[str, str] = {}
     for passage in read_corpus(arguments.xquad / "corpus.en.jsonl"):
@@ -46,11 +42,22 @@ def main() -> None:
             raise CorpusError(f"XQuAD's paragraph '{passage.passage_id}' is not among SQuAD's")
         squad_ids[passage.passage_id] = ids_by_text[passage.text]
 
+    others = [passage.passage_id for passage in passages if passage.passage_id not in set(squad_ids.values())]
+    drawn = random.Random(0).sample(others, max(0, min(len(others), arguments.passages - len(squad_ids))))
+    kept = {*squad_ids.values(), *drawn}
+    passages = [passage for passage in passages if passage.passage_id in kept]
+    # The article's name is kept aside: with it in the text the task would be easier than passage retrieval
+    # is.
+    write_lines(
+        out / "corpus.jsonl.gz",
+        ({"_id": passage.passage_id, "text": passage.text, "article": passage.title} for passage in passages),
+    )
+
     judged = read_qrels(arguments.xquad / "qrels.tsv")
     squad_judged = read_qrels(arguments.squad_dev / "qrels" / "test.tsv")
     rows = ["query-id\tcorpus-id\tscore\n"]
     for query_id, relevant in judged.items():
-        found = {squad_ids[passage_id] for passage_id in relevant} | set(squad_judged.get(query_id, {}))
+        found = {squad_ids[passage_id] for passage_id in relevant} | (set(squad_judged.get(query_id, {})) & kept)
         rows += [f"{query_id}\t{passage_id}\t1\n" for passage_id in sorted(found)]
     (out / "qrels.tsv").write_text("".join(rows), encoding="utf-8")
 

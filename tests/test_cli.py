@@ -113,7 +113,7 @@ def test_rerank_orders_a_list_without_an_index(run, tmp_path: Path) -> None:  # 
         encoding="utf-8",
     )
     answer = json.loads(run("rerank", "how to grow tomatoes", "--passages", passages, "--json").out)
-    assert [hit["passage_id"] for hit in answer["hits"]] == ["b", "1"]
+    assert [hit["passage_id"] for hit in answer["hits"]] == ["b", "0"]
     assert answer["hits"][0]["reranker_score"] > answer["hits"][1]["reranker_score"]
 
 

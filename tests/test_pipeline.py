@@ -131,7 +131,7 @@ def test_explain_of_an_unknown_passage_is_one_clear_error(pipeline: Pipeline) ->
 
 def test_the_index_refuses_another_encoder(small_index: Path) -> None:
     index = Index.open(small_index)
-    with pytest.raises(ModelMismatchError, match="another encoder"):
+    with pytest.raises(ModelMismatchError, match="was built with the encoder"):
         index.check_encoder("0" * 64, "some-other-model")
 
 

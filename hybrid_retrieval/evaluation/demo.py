@@ -25,7 +25,7 @@ def run_demo(
     folder: str | Path,
     *,
     config: PipelineConfig | None = None,
-    sample: int = 40,
+    sample: int = 16,
     wide_sample: int = 100,
     console: Console | None = None,
     progress: Progress | None = None,

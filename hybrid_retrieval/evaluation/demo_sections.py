@@ -98,7 +98,7 @@ def ask_examples(pipeline: AnswersQueries, k: int = 3) -> list[dict[str, Any]]:
 
 
 def measure_languages(
-    pipeline: AnswersQueries, sample: int = 40, wide_sample: int = 100, progress: Progress | None = None
+    pipeline: AnswersQueries, sample: int = 16, wide_sample: int = 100, progress: Progress | None = None
 ) -> dict[str, Any]:
     """nDCG@10 and R@100 by query language, the passages English, on the same questions in every language.
 

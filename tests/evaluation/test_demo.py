@@ -52,7 +52,7 @@ def pipeline() -> WordPipeline:
 
 def test_the_collection_is_whole_and_aligned() -> None:
     ids = {passage.passage_id for passage in read_corpus(demo_corpus())}
-    assert len(ids) == 2067
+    assert len(ids) == 1000
     qrels = demo_qrels()
     english = [query.query_id for query in demo_queries("en")]
     assert len(english) == 1190 and set(english) == set(qrels)
@@ -119,7 +119,7 @@ def test_values_are_json_and_tables_are_readable_without_a_terminal(pipeline: Wo
     comparison = demo_sections.compare_tomato(LetterEncoder(), LengthReranker())
     json.dumps([examples, figures, comparison], allow_nan=False)
     built = {
-        "passages": 2067,
+        "passages": 1000,
         "tokens": 1000,
         "bytes": 10**7,
         "nbits": 2,
@@ -134,7 +134,7 @@ def test_values_are_json_and_tables_are_readable_without_a_terminal(pipeline: Wo
     demo_tables.show_tomato(console, comparison)
     text = out.getvalue()
     assert "\x1b" not in text and max(map(len, text.splitlines())) <= 160
-    assert "Indexed 2,067 English paragraphs" in text
+    assert "Indexed 1,000 English paragraphs" in text
     for name in LANGUAGES.values():
         assert f"\n{name}" in text
     row = next(line for line in text.splitlines() if line.startswith("English  "))
@@ -148,7 +148,7 @@ class IndexStandIn:
     """In `Index`'s place: notes how it was built."""
 
     calls: ClassVar[list[tuple[Any, ...]]] = []
-    passages = 2067
+    passages = 1000
 
     @classmethod
     def build(cls, corpus: Path, folder: Path, *, overwrite: bool, **options: Any) -> IndexStandIn:
@@ -156,7 +156,7 @@ class IndexStandIn:
         return cls()
 
     def info(self) -> dict[str, Any]:
-        return {"passages": 2067, "tokens": 1000, "bytes": 10**7, "nbits": 2}
+        return {"passages": 1000, "tokens": 1000, "bytes": 10**7, "nbits": 2}
 
 
 def test_the_whole_demonstration(monkeypatch: pytest.MonkeyPatch, pipeline: WordPipeline, tmp_path: Path) -> None:
@@ -166,9 +166,9 @@ def test_the_whole_demonstration(monkeypatch: pytest.MonkeyPatch, pipeline: Word
     monkeypatch.setattr(demo, "Pipeline", lambda *parts: pipeline)
     out = io.StringIO()
     found = demo.run_demo(tmp_path, sample=2, wide_sample=3, console=Console(file=out, width=160))
-    assert IndexStandIn.calls == [(demo_corpus(), tmp_path, True, ["config", "encoder", "progress", "reranker"])]
+    assert IndexStandIn.calls == [(demo_corpus(), tmp_path, False, ["config", "encoder", "progress", "reranker"])]
     assert set(found) == {"index", "examples", "figures", "comparison", "seconds"}
-    assert found["index"]["passages"] == 2067 and found["figures"]["queries"] == 2
+    assert found["index"]["passages"] == 1000 and found["figures"]["queries"] == 2
     json.dumps(found, allow_nan=False)
     assert "All of it took" in out.getvalue()
     assert demo.run_demo(tmp_path, sample=2, wide_sample=3)["figures"]["wide_queries"] == 3
