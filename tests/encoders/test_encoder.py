@@ -213,7 +213,7 @@ def test_what_a_backend_cannot_do_is_an_error(folder: Path, options: dict[str, A
         ({"format": 2}, "format 2"),
         ({"kind": "reranker"}, "kind 'encoder'"),
         ({"query": {}}, "incomplete"),
-        ({"pad_id": "x"}, "incomplete"),
+        ({"pad_id": "x"}, "must be a whole number"),
         ({"passage": description()["passage"] | {"max_tokens": 3}}, "leaves no room"),
     ],
 )
