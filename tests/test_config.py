@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import typing
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import hybrid_retrieval
+from hybrid_retrieval import Encoder, Reranker
 from hybrid_retrieval.config import PipelineConfig
 from hybrid_retrieval.errors import ConfigError
 
@@ -90,8 +93,14 @@ def test_an_empty_file_gives_the_defaults(tmp_path: Path) -> None:
     assert PipelineConfig.load(path) == PipelineConfig()
 
 
-@pytest.mark.parametrize("section", sorted(sections()))
-def test_every_key_is_read_somewhere(section: str) -> None:
+@pytest.mark.parametrize(("section", "model"), [("encoder", Encoder), ("reranker", Reranker)])
+def test_a_models_section_holds_what_its_loader_takes(section: str, model: Any) -> None:
+    keys = {field.name for field in dataclasses.fields(sections()[section])}
+    assert keys == set(inspect.signature(model.load).parameters)
+
+
+@pytest.mark.parametrize("section", sorted(set(sections()) - {"encoder", "reranker"}))
+def test_every_other_key_is_read_somewhere(section: str) -> None:
     sources = [
         path.read_text(encoding="utf-8")
         for path in Path(hybrid_retrieval.__file__).parent.rglob("*.py")

@@ -49,7 +49,7 @@ def test_a_hub_id_is_looked_up_in_the_cache_and_then_on_the_hub(no_hub: list[Any
 
 
 def test_a_cached_model_needs_no_network(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "model.safetensors").write_bytes(b"")
 
     def snapshot(model: str, revision: str | None, *, local: bool) -> Path:
         assert local
@@ -57,6 +57,20 @@ def test_a_cached_model_needs_no_network(monkeypatch: pytest.MonkeyPatch, tmp_pa
 
     monkeypatch.setattr(model_files, "_snapshot", snapshot)
     assert model_files.resolve("owner/name") == tmp_path and model_files.is_local("owner/name")
+
+
+def test_a_cached_tokenizer_alone_is_no_model(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "tokenizer.json").write_text("{}")
+    asked = []
+
+    def snapshot(model: str, revision: str | None, *, local: bool) -> Path:
+        asked.append(local)
+        return tmp_path
+
+    monkeypatch.setattr(model_files, "_snapshot", snapshot)
+    assert not model_files.is_local("owner/name")
+    assert model_files.resolve("owner/name") == tmp_path
+    assert asked == [True, True, False], "the hub is asked for the rest"
 
 
 @pytest.mark.parametrize("name", ["embeded", "a/b/c", "/no/such/folder", "", "with space/x"])
