@@ -78,7 +78,7 @@ class SearchConfig:
     """Stage 1. num_candidates: passages handed to stage 2. nprobe: centroids probed by each query token, 0 chooses
     from k. exact: score every passage. threads: 0 means every core."""
 
-    num_candidates: int = 16
+    num_candidates: int = 14
     nprobe: int = 0
     exact: bool = False
     threads: int = 0
