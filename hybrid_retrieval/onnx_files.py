@@ -38,6 +38,19 @@ def read_description(folder: Path, kind: Kind) -> dict[str, Any]:
     return description
 
 
+def is_onnx_folder(folder: Path, kind: Kind, backend: str) -> bool:
+    """Whether a folder is an ONNX export, hence for onnxruntime. Raises `ModelError` where `backend` cannot read it."""
+    is_onnx = (folder / f"{kind}.json").exists()
+    if backend == "onnx" and not is_onnx:
+        raise ModelError(
+            f"{folder} has no {kind}.json, so the onnx backend cannot read it: run "
+            f"'hybrid-retrieval export-onnx {folder} FOLDER' once and name FOLDER, or use backend 'torch'"
+        )
+    if backend == "torch" and is_onnx:
+        raise ModelError(f"{folder} is an ONNX export, which backend 'torch' cannot read: use backend 'onnx'")
+    return is_onnx
+
+
 def available_cores() -> int:
     """Processors that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

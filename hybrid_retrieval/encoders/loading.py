@@ -9,20 +9,12 @@ from hybrid_retrieval.encoders.backend import OnnxEncoderBackend
 from hybrid_retrieval.encoders.convention import EncodingConvention
 from hybrid_retrieval.errors import ModelError
 from hybrid_retrieval.model_files import fingerprint, load_tokenizer
-from hybrid_retrieval.onnx_files import read_description
+from hybrid_retrieval.onnx_files import is_onnx_folder, read_description
 
 
 def load_parts(folder: Path, *, backend: str, device: str, dtype: str, threads: int) -> dict[str, Any]:
     """The keyword arguments of `Encoder`, but for `batch_tokens`."""
-    is_onnx = (folder / "encoder.json").exists()
-    if backend == "onnx" and not is_onnx:
-        raise ModelError(
-            f"{folder} has no encoder.json, so the onnx backend cannot read it: run "
-            f"'hybrid-retrieval export-onnx {folder} FOLDER' once and name FOLDER, or use backend 'torch'"
-        )
-    if backend == "torch" and is_onnx:
-        raise ModelError(f"{folder} is an ONNX export, which backend 'torch' cannot read: use backend 'onnx'")
-    if is_onnx:
+    if is_onnx_folder(folder, "encoder", backend):
         return _onnx_parts(folder, device=device, dtype=dtype, threads=threads)
     from hybrid_retrieval.encoders.torch_backend import torch_parts
 

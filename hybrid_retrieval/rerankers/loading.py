@@ -7,7 +7,7 @@ from typing import Any
 
 from hybrid_retrieval.errors import ModelError
 from hybrid_retrieval.model_files import fingerprint, load_tokenizer
-from hybrid_retrieval.onnx_files import read_description
+from hybrid_retrieval.onnx_files import is_onnx_folder, read_description
 from hybrid_retrieval.rerankers.backend import OnnxRerankerBackend
 from hybrid_retrieval.rerankers.pairs import PairConvention
 
@@ -17,15 +17,7 @@ FLAG_MAX_TOKENS = 512
 
 def load_parts(folder: Path, *, backend: str, device: str, dtype: str, threads: int, max_tokens: int) -> dict[str, Any]:
     """The keyword arguments of `Reranker`, but for `truncation` and `batch_tokens`."""
-    is_onnx = (folder / "reranker.json").exists()
-    if backend == "onnx" and not is_onnx:
-        raise ModelError(
-            f"{folder} has no reranker.json, so the onnx backend cannot read it: run "
-            f"'hybrid-retrieval export-onnx {folder} FOLDER' once and name FOLDER, or use backend 'torch'"
-        )
-    if backend == "torch" and is_onnx:
-        raise ModelError(f"{folder} is an ONNX export, which backend 'torch' cannot read: use backend 'onnx'")
-    if is_onnx:
+    if is_onnx_folder(folder, "reranker", backend):
         return _onnx_parts(folder, device=device, dtype=dtype, threads=threads, max_tokens=max_tokens)
     from hybrid_retrieval.rerankers.torch_backend import torch_parts
 

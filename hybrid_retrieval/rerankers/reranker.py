@@ -103,7 +103,7 @@ class Reranker:
                 raise InputError(f"pair {position} must be (query, passage), got {pair!r:.80}")
         queries = {query: self._query_ids(query) for query, _ in pairs}
         passages = self.tokenize([passage for _, passage in pairs])
-        return self._score([queries[query] for query, _ in pairs], list(passages)).logits
+        return self._score([queries[query] for query, _ in pairs], list(passages))[0]
 
     def rank(self, query: str, passages: Sequence[str | Passage | Mapping[str, Any]], k: int = 10) -> Ranking:
         """Order a plain list by logit: no index needed.
@@ -155,9 +155,8 @@ class Reranker:
             queries.extend([self._query_ids(query)] * len(rows))
             passages.extend(rows)
             bounds.append(len(queries))
-        whole = self._score(queries, passages)
-        cuts = [self._is_cut(query, passage) for query, passage in zip(queries, passages, strict=True)]
-        return [Scores(whole.logits[start:stop], sum(cuts[start:stop])) for start, stop in itertools.pairwise(bounds)]
+        logits, cuts = self._score(queries, passages)
+        return [Scores(logits[start:stop], sum(cuts[start:stop])) for start, stop in itertools.pairwise(bounds)]
 
     def _query_ids(self, query: str) -> list[int]:
         check_query(query)
@@ -168,16 +167,14 @@ class Reranker:
         room = self.max_tokens - self._convention.num_specials
         return cut(query, passage, room, self.max_query_tokens, self._truncation)
 
-    def _is_cut(self, query: Ids, passage: Ids) -> bool:
-        return self._cut(query, passage)[2]
-
-    def _score(self, queries: Sequence[Ids], passages: Sequence[Ids]) -> Scores:
-        rows, starts, truncated = [], [], 0
+    def _score(self, queries: Sequence[Ids], passages: Sequence[Ids]) -> tuple[NDArray[np.float32], list[bool]]:
+        """Logits [N], and which pairs were cut."""
+        rows, starts, cuts = [], [], []
         for query, passage in zip(queries, passages, strict=True):
             query, passage, was_cut = self._cut(query, passage)
             rows.append(self._convention.join(query, passage))
             starts.append(self._convention.passage_start(len(query)))
-            truncated += was_cut
+            cuts.append(was_cut)
         logits = np.empty(len(rows), np.float32)
         for batch in plan_batches([len(row) for row in rows], self._batch_tokens):
             ids, mask = pad([rows[i] for i in batch], self._convention.pad_id)
@@ -190,7 +187,7 @@ class Reranker:
         if not np.isfinite(logits).all():
             position = int(np.argmin(np.isfinite(logits)))
             raise ModelError(f"{self.name} gave the logit {logits[position]} for pair {position} of {len(rows)}")
-        return Scores(logits, truncated)
+        return logits, cuts
 
 
 def _as_passage(value: str | Passage | Mapping[str, Any], position: int) -> Passage:
