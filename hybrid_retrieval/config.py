@@ -19,7 +19,7 @@ import yaml
 from hybrid_retrieval.errors import ConfigError
 
 Device = Literal["auto", "cpu", "cuda"]
-Backend = Literal["auto", "onnx", "torch"]
+Backend = Literal["auto", "native", "onnx", "torch"]
 DType = Literal["auto", "float32", "float16", "bfloat16", "int8"]
 
 

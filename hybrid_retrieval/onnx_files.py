@@ -38,12 +38,25 @@ def read_description(folder: Path, kind: Kind) -> dict[str, Any]:
     return description
 
 
+def weight_files(folder: Path, description: dict[str, Any]) -> list[Path]:
+    """The graph and the files with its weights, for a fingerprint."""
+    graph = folder / description["graph"]
+    trunk = description.get("trunk")
+    if trunk is not None:
+        files = [folder / str(trunk.get(name)) for name in ("weights", "embeddings")]
+        missing = [str(path) for path in files if not path.is_file()]
+        if missing:
+            raise ModelError(f"{', '.join(missing)}: no such file, though the model's description names it")
+        return [graph, *files]
+    return [graph, *sorted(folder.glob("*.bin")), *sorted(folder.glob("*.onnx.data"))]
+
+
 def is_onnx_folder(folder: Path, kind: Kind, backend: str) -> bool:
     """Whether a folder is an ONNX export, hence for onnxruntime. Raises `ModelError` where `backend` cannot read it."""
     is_onnx = (folder / f"{kind}.json").exists()
-    if backend == "onnx" and not is_onnx:
+    if backend in ("onnx", "native") and not is_onnx:
         raise ModelError(
-            f"{folder} has no {kind}.json, so the onnx backend cannot read it: run "
+            f"{folder} has no {kind}.json, so the {backend} backend cannot read it: run "
             f"'hybrid-retrieval export-onnx {folder} FOLDER' once and name FOLDER, or use backend 'torch'"
         )
     if backend == "torch" and is_onnx:

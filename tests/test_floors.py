@@ -25,6 +25,7 @@ FLOORS = {
     "checkpoints": 2,
     "onnx_files": 2,
     "onnx_export": 3,
+    "native_trunk": 3,
     "storage": 4,
     "encoders": 4,
     "rerankers": 4,

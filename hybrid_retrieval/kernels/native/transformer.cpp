@@ -1,0 +1,367 @@
+// BERT layers over unpadded sequences: int8 weights, activations quantised per token to 12 bits, exact 32-bit sums.
+//
+// Without an 8-bit dot instruction, 16-bit products (pmaddwd) are as fast as 8-bit ones, which need a second
+// multiplication to widen; so activations keep 12 bits for nothing. Sums of whole numbers do not depend on order:
+// every variant gives the same integers, and a row never depends on the rows beside it.
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <vector>
+
+#include "variants.h"
+
+#if defined(__AVX2__)
+#include <immintrin.h>
+#endif
+
+namespace hr {
+namespace HR_VARIANT {
+namespace {
+
+#if defined(__AVX512VNNI__)
+constexpr int64_t kPanel = 32;
+constexpr int kLanes = 16;
+#elif defined(__AVX2__)
+constexpr int64_t kPanel = 16;
+constexpr int kLanes = 8;
+#else
+constexpr int64_t kPanel = 16;
+constexpr int kLanes = 4;
+#endif
+constexpr int64_t kRows = 4;     // with two accumulators each they fit 16 registers
+constexpr int64_t kBlock = 128;  // rows that stay in the second-level cache while all panels pass
+constexpr int64_t kGroup = 160;  // tokens that go through the layers together, at least, where there are as many
+constexpr float kLevels = 2047.0f;  // 2047 * 127 * K stays below 2^31 up to K = 8,259
+
+typedef float Vec __attribute__((vector_size(kLanes * 4), aligned(4), may_alias));
+inline Vec load(const float* p) { return *reinterpret_cast<const Vec*>(p); }
+inline void store(float* p, Vec v) { *reinterpret_cast<Vec*>(p) = v; }
+inline Vec splat(float v) { return Vec{} + v; }
+
+void pack(const int8_t* weight, int64_t k, int64_t n, int16_t* out) {
+    const int64_t panels = (n + kPanel - 1) / kPanel;
+    for (int64_t p = 0; p < panels; ++p)
+        for (int64_t i = 0; i < k; i += 2)
+            for (int64_t j = 0; j < kPanel; ++j)
+                for (int64_t t = 0; t < 2; ++t) {
+                    const int64_t column = p * kPanel + j;
+                    *out++ = column < n ? weight[(i + t) * n + column] : 0;
+                }
+}
+
+// Scale of each row, and its whole numbers.
+void quantise_rows(const float* x, int64_t m, int64_t k, int16_t* q, float* scale) {
+    std::vector<float> scaled(k);
+    for (int64_t i = 0; i < m; ++i) {
+        const float* row = x + i * k;
+        float most = 0;
+#pragma omp simd reduction(max : most)
+        for (int64_t j = 0; j < k; ++j) most = std::max(most, std::fabs(row[j]));
+        // A row that is not finite stays so through its scale; its whole numbers do not matter.
+        const bool usable = most > 0 && std::isfinite(most);
+        scale[i] = usable ? most / kLevels : (most > 0 ? most : 0.0f);
+        const float factor = usable ? kLevels / most : 0.0f;
+        int16_t* to = q + i * k;
+        // Adding and taking away 1.5 * 2^23 rounds to the nearest even whole number. Two loops, so that no processor
+        // fuses the product with the sum: all variants round alike.
+#pragma omp simd
+        for (int64_t j = 0; j < k; ++j) scaled[j] = row[j] * factor;
+#pragma omp simd
+        for (int64_t j = 0; j < k; ++j)
+            to[j] = static_cast<int16_t>(static_cast<int32_t>((scaled[j] + 12582912.0f) - 12582912.0f));
+    }
+}
+
+// Whole-number sums of `rows` <= kRows rows with one panel: sums [rows][kPanel].
+template <int rows>
+inline void multiply(const int16_t* a, int64_t k, const int16_t* panel, int32_t* sums) {
+#if defined(__AVX512VNNI__)
+    __m512i acc[rows][2];
+    for (int r = 0; r < rows; ++r) acc[r][0] = acc[r][1] = _mm512_setzero_si512();
+    for (int64_t i = 0; i < k / 2; ++i) {
+        const __m512i b0 = _mm512_loadu_si512(panel + i * 2 * kPanel);
+        const __m512i b1 = _mm512_loadu_si512(panel + i * 2 * kPanel + 32);
+        for (int r = 0; r < rows; ++r) {
+            int32_t two;
+            std::memcpy(&two, a + r * k + 2 * i, 4);
+            const __m512i both = _mm512_set1_epi32(two);
+            acc[r][0] = _mm512_dpwssd_epi32(acc[r][0], both, b0);
+            acc[r][1] = _mm512_dpwssd_epi32(acc[r][1], both, b1);
+        }
+    }
+    for (int r = 0; r < rows; ++r) {
+        _mm512_storeu_si512(sums + r * kPanel, acc[r][0]);
+        _mm512_storeu_si512(sums + r * kPanel + 16, acc[r][1]);
+    }
+#elif defined(__AVX2__)
+    __m256i acc[rows][2];
+    for (int r = 0; r < rows; ++r) acc[r][0] = acc[r][1] = _mm256_setzero_si256();
+    for (int64_t i = 0; i < k / 2; ++i) {
+        const __m256i b0 = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(panel + i * 2 * kPanel));
+        const __m256i b1 = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(panel + i * 2 * kPanel + 16));
+        for (int r = 0; r < rows; ++r) {
+            int32_t two;
+            std::memcpy(&two, a + r * k + 2 * i, 4);
+            const __m256i both = _mm256_set1_epi32(two);
+            acc[r][0] = _mm256_add_epi32(acc[r][0], _mm256_madd_epi16(both, b0));
+            acc[r][1] = _mm256_add_epi32(acc[r][1], _mm256_madd_epi16(both, b1));
+        }
+    }
+    for (int r = 0; r < rows; ++r) {
+        _mm256_storeu_si256(reinterpret_cast<__m256i*>(sums + r * kPanel), acc[r][0]);
+        _mm256_storeu_si256(reinterpret_cast<__m256i*>(sums + r * kPanel + 8), acc[r][1]);
+    }
+#else
+    for (int r = 0; r < rows; ++r) {
+        int32_t acc[kPanel] = {};
+        for (int64_t i = 0; i < k / 2; ++i) {
+            const int32_t first = a[r * k + 2 * i], second = a[r * k + 2 * i + 1];
+            const int16_t* b = panel + i * 2 * kPanel;
+            for (int64_t j = 0; j < kPanel; ++j) acc[j] += first * b[2 * j] + second * b[2 * j + 1];
+        }
+        std::memcpy(sums + r * kPanel, acc, sizeof acc);
+    }
+#endif
+}
+
+struct Scratch {
+    std::vector<int16_t> codes;
+    std::vector<float> scale;
+};
+
+template <int rows>
+inline void tile(const Scratch& x, int64_t i, const Dense& layer, int64_t p, float* out) {
+    int32_t sums[rows * kPanel];
+    multiply<rows>(x.codes.data() + i * layer.k, layer.k, layer.packed + p * layer.k * kPanel, sums);
+    const int64_t first = p * kPanel, width = std::min(kPanel, layer.n - first);
+    for (int r = 0; r < rows; ++r) {
+        float* to = out + (i + r) * layer.n + first;
+        const float row = x.scale[i + r];
+#pragma omp simd
+        for (int64_t j = 0; j < width; ++j)
+            to[j] = static_cast<float>(sums[r * kPanel + j]) * (row * layer.scale[first + j]) + layer.bias[first + j];
+    }
+}
+
+void multiply_all(const float* x, int64_t m, const Dense& layer, float* out, Scratch& scratch) {
+    scratch.codes.resize(m * layer.k);
+    scratch.scale.resize(m);
+    quantise_rows(x, m, layer.k, scratch.codes.data(), scratch.scale.data());
+    const int64_t panels = (layer.n + kPanel - 1) / kPanel;
+    for (int64_t first = 0; first < m; first += kBlock) {
+        const int64_t last = std::min(m, first + kBlock);
+        for (int64_t p = 0; p < panels; ++p) {
+            int64_t i = first;
+            for (; i + kRows <= last; i += kRows) tile<kRows>(scratch, i, layer, p, out);
+            for (; i < last; ++i) tile<1>(scratch, i, layer, p, out);
+        }
+    }
+}
+
+void dense(const float* x, int64_t m, const Dense& layer, float* out) {
+    Scratch scratch;
+    multiply_all(x, m, layer, out, scratch);
+}
+
+// exp for x <= 0, relative error below 2e-7 (Cephes' expf polynomial); no branches, so that loops over it vectorise.
+inline float exp_negative(float x) {
+    x = std::max(x, -87.0f);
+    const float n = (x * 1.44269504088896341f + 12582912.0f) - 12582912.0f;
+    const float r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
+    float p = 1.9875691500e-4f;
+    p = p * r + 1.3981999507e-3f;
+    p = p * r + 8.3334519073e-3f;
+    p = p * r + 4.1665795894e-2f;
+    p = p * r + 1.6666665459e-1f;
+    p = p * r + 5.0000001201e-1f;
+    const float y = p * r * r + r + 1.0f;
+    const int32_t bits = (static_cast<int32_t>(n) + 127) << 23;
+    float power;
+    std::memcpy(&power, &bits, 4);
+    return y * power;
+}
+
+// x * Phi(x), Phi by Abramowitz and Stegun 7.1.26 (absolute error of erf 1.5e-7).
+void gelu(float* x, int64_t count) {
+#pragma omp simd
+    for (int64_t i = 0; i < count; ++i) {
+        const float v = x[i], z = std::fabs(v) * 0.70710678118654752f;
+        const float t = 1.0f / (1.0f + 0.3275911f * z);
+        float p = 1.061405429f;
+        p = p * t - 1.453152027f;
+        p = p * t + 1.421413741f;
+        p = p * t - 0.284496736f;
+        p = p * t + 0.254829592f;
+        const float tail = 0.5f * p * t * exp_negative(-z * z);
+        x[i] = v * (v >= 0 ? 1.0f - tail : tail);
+    }
+}
+
+// x = LayerNorm(x + y), rows of H.
+void add_norm(float* x, const float* y, int64_t m, int64_t h, const Norm& norm, float epsilon) {
+    for (int64_t i = 0; i < m; ++i) {
+        float* row = x + i * h;
+        const float* other = y + i * h;
+        float sum = 0;
+#pragma omp simd reduction(+ : sum)
+        for (int64_t j = 0; j < h; ++j) {
+            row[j] += other[j];
+            sum += row[j];
+        }
+        const float mean = sum / static_cast<float>(h);
+        float square = 0;
+#pragma omp simd reduction(+ : square)
+        for (int64_t j = 0; j < h; ++j) square += (row[j] - mean) * (row[j] - mean);
+        const float factor = 1.0f / std::sqrt(square / static_cast<float>(h) + epsilon);
+#pragma omp simd
+        for (int64_t j = 0; j < h; ++j) row[j] = (row[j] - mean) * factor * norm.weight[j] + norm.bias[j];
+    }
+}
+
+// Scores of `rows` query vectors with keys in columns: keys [size][stride], scores [rows][stride].
+template <int rows>
+inline void query_scores(const float* q, int64_t q_stride, const float* keys, int64_t stride, int64_t size,
+                         float* scores) {
+    for (int64_t j = 0; j < stride; j += 2 * kLanes) {
+        Vec acc[rows][2] = {};
+        for (int64_t d = 0; d < size; ++d) {
+            const Vec k0 = load(keys + d * stride + j), k1 = load(keys + d * stride + j + kLanes);
+            for (int r = 0; r < rows; ++r) {
+                const Vec one = splat(q[r * q_stride + d]);
+                acc[r][0] += one * k0;
+                acc[r][1] += one * k1;
+            }
+        }
+        for (int r = 0; r < rows; ++r) {
+            store(scores + r * stride + j, acc[r][0]);
+            store(scores + r * stride + j + kLanes, acc[r][1]);
+        }
+    }
+}
+
+// out [rows][size at out_stride] = weights [rows][length at stride] x values [length at v_stride]
+template <int rows>
+inline void weigh(const float* weights, int64_t stride, int64_t length, const float* values, int64_t v_stride,
+                  int64_t size, float* out, int64_t out_stride) {
+    for (int64_t d = 0; d < size; d += 2 * kLanes) {
+        Vec acc[rows][2] = {};
+        for (int64_t j = 0; j < length; ++j) {
+            const Vec v0 = load(values + j * v_stride + d), v1 = load(values + j * v_stride + d + kLanes);
+            for (int r = 0; r < rows; ++r) {
+                const Vec one = splat(weights[r * stride + j]);
+                acc[r][0] += one * v0;
+                acc[r][1] += one * v1;
+            }
+        }
+        for (int r = 0; r < rows; ++r) {
+            store(out + r * out_stride + d, acc[r][0]);
+            store(out + r * out_stride + d + kLanes, acc[r][1]);
+        }
+    }
+}
+
+// qkv [L, 3 * heads * size] -> out [L, heads * size], softmax over the whole sequence.
+void attend(const float* qkv, int64_t length, int64_t heads, int64_t size, float* out, std::vector<float>& memory) {
+    constexpr int kQueries = 4;
+    const int64_t width = heads * size, row = 3 * width;
+    const int64_t stride = (length + 2 * kLanes - 1) / (2 * kLanes) * (2 * kLanes);
+    memory.assign(size * stride + kQueries * stride + 16, 0.0f);
+    // Aligned rows without a remainder: a sum's order, and with it its last bit, then depends on the length alone.
+    auto* keys = reinterpret_cast<float*>((reinterpret_cast<uintptr_t>(memory.data()) + 63) / 64 * 64);
+    float* scores = keys + size * stride;
+    const float scale = 1.0f / std::sqrt(static_cast<float>(size));
+    for (int64_t h = 0; h < heads; ++h) {
+        const float *q = qkv + h * size, *k = q + width, *v = k + width;
+        for (int64_t j = 0; j < length; ++j)
+            for (int64_t d = 0; d < size; ++d) keys[d * stride + j] = k[j * row + d] * scale;
+        for (int64_t i = 0; i < length; i += kQueries) {
+            const int64_t rows = std::min<int64_t>(kQueries, length - i);
+            if (rows == kQueries)
+                query_scores<kQueries>(q + i * row, row, keys, stride, size, scores);
+            else
+                for (int64_t r = 0; r < rows; ++r)
+                    query_scores<1>(q + (i + r) * row, row, keys, stride, size, scores + r * stride);
+            for (int64_t r = 0; r < rows; ++r) {
+                float* s = scores + r * stride;
+                for (int64_t j = length; j < stride; ++j) s[j] = -1e30f;
+                float most = s[0];
+#pragma omp simd reduction(max : most) aligned(s : 32)
+                for (int64_t j = 0; j < stride; ++j) most = std::max(most, s[j]);
+                float sum = 0;
+#pragma omp simd reduction(+ : sum) aligned(s : 32)
+                for (int64_t j = 0; j < stride; ++j) {
+                    s[j] = exp_negative(s[j] - most);
+                    sum += s[j];
+                }
+                const float share = 1.0f / sum;
+#pragma omp simd aligned(s : 32)
+                for (int64_t j = 0; j < stride; ++j) s[j] *= share;
+            }
+            float* to = out + i * width + h * size;
+            if (rows == kQueries)
+                weigh<kQueries>(scores, stride, length, v, row, size, to, width);
+            else
+                for (int64_t r = 0; r < rows; ++r)
+                    weigh<1>(scores + r * stride, stride, length, v, row, size, to + r * width, width);
+        }
+    }
+}
+
+// Unit rows of x [M, K] times matrix [K, stride], whose columns from n on are padding: out [M, n].
+void project(const float* x, int64_t m, int64_t k, const float* matrix, int64_t stride, int64_t n, float* out) {
+    std::vector<float> rows(kRows * stride);
+    for (int64_t i = 0; i < m; i += kRows) {
+        const int64_t count = std::min(kRows, m - i);
+        if (count == kRows)
+            query_scores<kRows>(x + i * k, k, matrix, stride, k, rows.data());
+        else
+            for (int64_t r = 0; r < count; ++r)
+                query_scores<1>(x + (i + r) * k, k, matrix, stride, k, rows.data() + r * stride);
+        for (int64_t r = 0; r < count; ++r) {
+            float square = 0;
+            for (int64_t j = 0; j < n; ++j) square += rows[r * stride + j] * rows[r * stride + j];
+            const float factor = 1.0f / std::max(std::sqrt(square), 1e-12f);
+            for (int64_t j = 0; j < n; ++j) out[(i + r) * n + j] = rows[r * stride + j] * factor;
+        }
+    }
+}
+
+void run_group(float* x, const int64_t* offsets, int64_t sequences, const Layer* layers, int64_t depth,
+               const TrunkShape& shape) {
+    const int64_t start = offsets[0], total = offsets[sequences] - start;
+    const int64_t h = shape.hidden, width = shape.heads * shape.head_size;
+    Scratch scratch;
+    std::vector<float> wide, narrow(total * width), sum(total * h), memory;
+    for (int64_t i = 0; i < depth; ++i) {
+        const Layer& layer = layers[i];
+        wide.resize(total * std::max(3 * width, layer.inner.n));
+        multiply_all(x, total, layer.qkv, wide.data(), scratch);
+        for (int64_t s = 0; s < sequences; ++s)
+            attend(wide.data() + (offsets[s] - start) * 3 * width, offsets[s + 1] - offsets[s], shape.heads,
+                   shape.head_size, narrow.data() + (offsets[s] - start) * width, memory);
+        multiply_all(narrow.data(), total, layer.attention_out, sum.data(), scratch);
+        add_norm(x, sum.data(), total, h, layer.attention_norm, shape.epsilon);
+        multiply_all(x, total, layer.inner, wide.data(), scratch);
+        gelu(wide.data(), total * layer.inner.n);
+        multiply_all(wide.data(), total, layer.outer, sum.data(), scratch);
+        add_norm(x, sum.data(), total, h, layer.outer_norm, shape.epsilon);
+    }
+}
+
+void run(float* x, const int64_t* offsets, int64_t sequences, const Layer* layers, int64_t depth,
+         const TrunkShape& shape) {
+    for (int64_t first = 0; first < sequences;) {
+        int64_t last = first + 1;
+        while (last < sequences && offsets[last] - offsets[first] < kGroup) ++last;
+        run_group(x + offsets[first] * shape.hidden, offsets + first, last - first, layers, depth, shape);
+        first = last;
+    }
+}
+
+}  // namespace
+
+extern const Kernels table;
+const Kernels table{HR_NAME, kPanel, pack, dense, run, project};
+
+}  // namespace HR_VARIANT
+}  // namespace hr

@@ -1,0 +1,182 @@
+"""The embedded models' layers run by the native kernels: no padding, and no row depends on the rows beside it.
+
+An ONNX folder whose description has a `trunk` section can be run this way; onnxruntime runs it where there are no
+native kernels. Both read the same weights file (safetensors, int8 codes stored as uint8 with zero point 128).
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hybrid_retrieval.errors import ModelError
+from hybrid_retrieval.kernels import dispatch
+from hybrid_retrieval.model_files import Kind
+from hybrid_retrieval.onnx_files import available_cores
+from hybrid_retrieval.ragged import Ragged
+
+Float32 = NDArray[np.float32]
+
+DENSE = ("qkv", "ao", "fi", "fo")
+NORM_AFTER = {"ao": "aln", "fo": "oln"}
+EMBEDDING_BLOCK = 32
+
+
+@dataclass(frozen=True, slots=True)
+class TrunkFacts:
+    """The `trunk` section of a description. weights, embeddings: file names. epsilon: of every LayerNorm."""
+
+    weights: str
+    embeddings: str
+    vocabulary: int
+    hidden: int
+    layers: int
+    heads: int
+    head_size: int
+    epsilon: float
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any], source: str) -> TrunkFacts:
+        """Raises `ModelError` for a missing key."""
+        try:
+            texts = [str(values[name]) for name in ("weights", "embeddings")]
+            names = ("vocabulary", "hidden", "layers", "heads", "head_size")
+            return cls(*texts, *(int(values[name]) for name in names), epsilon=float(values["epsilon"]))
+        except (KeyError, TypeError, ValueError) as error:
+            raise ModelError(f"{source}: the trunk section is incomplete ({error!r})") from None
+
+
+@dataclass(frozen=True, slots=True)
+class NativeChoice:
+    """What to run natively, and with which variant of the kernels."""
+
+    facts: TrunkFacts
+    variant: str
+
+
+def native_trunk(
+    folder: Path, description: Mapping[str, Any], kind: Kind, *, backend: str, device: str
+) -> NativeChoice | None:
+    """How the native kernels run an ONNX folder, or None where onnxruntime is to run it.
+
+    `auto` takes them for an embedded model on a CPU where they were compiled. Raises `ModelError` where `backend` is
+    `native` and they cannot.
+    """
+    if backend == "onnx" or device == "cuda" or (backend == "auto" and "trunk" not in description):
+        if backend == "native":
+            raise ModelError("backend 'native' runs on the CPU only: use device 'cpu' or backend 'onnx'")
+        return None
+    source = str(folder / f"{kind}.json")
+    if "trunk" not in description:
+        raise ModelError(f"{source} has no trunk section, so the native kernels cannot run it: use backend 'onnx'")
+    variant = dispatch.variant()
+    if variant == dispatch.NUMPY:
+        if backend == "native":
+            raise ModelError(
+                "backend 'native' needs the compiled kernels, which are not in use here: install with a C++ compiler "
+                f"at hand and leave {dispatch.VARIABLE} unset, or use backend 'onnx'"
+            )
+        return None
+    return NativeChoice(TrunkFacts.from_dict(description["trunk"], source), variant)
+
+
+class NativeTrunk:
+    """Token ids to final states. Safe to share between threads."""
+
+    def __init__(self, folder: Path, facts: TrunkFacts, *, variant: str, threads: int = 0) -> None:
+        """threads: 0 takes every core. Raises `ModelError` where the files do not hold what `facts` says."""
+        from safetensors import SafetensorError
+        from safetensors.numpy import load_file
+
+        self.facts, self._variant = facts, variant
+        path = folder / facts.weights
+        try:
+            self.tensors: dict[str, Any] = load_file(path)
+            self._codes, self._scales = _embeddings(folder / facts.embeddings, facts)
+            self._trunk = dispatch.module().Trunk(variant, facts.hidden, facts.heads, facts.head_size, facts.epsilon)
+            for i in range(facts.layers):
+                self._trunk.add_layer(*_layer(self.tensors, f"layers.{i}"))
+            self._positions = self.tensors["pos"]
+            self._norm = self.tensors["ln.weight"], self.tensors["ln.bias"]
+        except (OSError, KeyError, ValueError, TypeError, SafetensorError) as error:
+            raise ModelError(f"{path}: the weights are not those that the description names ({error})") from None
+        self._threads = threads or available_cores()
+        self._pool = ThreadPoolExecutor(self._threads) if self._threads > 1 else None
+
+    def run(self, rows: Sequence[NDArray[np.int64]], projection: Float32 | None = None) -> Ragged:
+        """Final states float32 [T, H], a row for each of the rows of token ids; or, with a projection [D, H], unit
+        vectors [T, D]."""
+        lengths = [len(row) for row in rows]
+        longest = max(lengths, default=0)
+        if longest > len(self._positions):
+            raise ModelError(f"the model reads at most {len(self._positions)} tokens, got {longest}")
+        offsets = np.zeros(len(rows) + 1, np.int64)
+        np.cumsum(lengths, out=offsets[1:])
+        parts = _shares(offsets, self._threads)
+        if self._pool is None or len(parts) == 1:
+            states = [self._run(rows[start:stop], projection) for start, stop in parts]
+        else:
+            states = list(self._pool.map(lambda part: self._run(rows[part[0] : part[1]], projection), parts))
+        width = self.facts.hidden if projection is None else len(projection)
+        return Ragged(np.concatenate(states) if states else np.empty((0, width), np.float32), offsets)
+
+    def _run(self, rows: Sequence[NDArray[np.int64]], projection: Float32 | None) -> Float32:
+        offsets = np.zeros(len(rows) + 1, np.int64)
+        np.cumsum([len(row) for row in rows], out=offsets[1:])
+        states: Float32 = self._trunk.run(self._embed(rows), offsets)
+        if projection is not None:
+            states = dispatch.module().project(self._variant, states, projection)
+        return states
+
+    def _embed(self, rows: Sequence[NDArray[np.int64]]) -> Float32:
+        ids = np.concatenate(rows)
+        if len(ids) and not 0 <= int(ids.min()) <= int(ids.max()) < len(self._codes):
+            raise ModelError(f"token ids must be below {len(self._codes)}, got {int(ids.min())} to {int(ids.max())}")
+        packed = self._codes[ids]
+        # Signed 4-bit codes, the lower index in the low nibble: shifting left and back extends the sign.
+        codes = np.stack([(packed << 4).view(np.int8) >> 4, packed.view(np.int8) >> 4], axis=-1)
+        blocks = codes.reshape(len(ids), -1, EMBEDDING_BLOCK) * self._scales[ids].astype(np.float32)[..., None]
+        x = blocks.reshape(len(ids), self.facts.hidden)
+        x += np.concatenate([self._positions[: len(row)] for row in rows])
+        mean = x.mean(axis=1, keepdims=True)
+        x -= mean
+        variance = np.square(x).mean(axis=1, keepdims=True)
+        x /= np.sqrt(variance + np.float32(self.facts.epsilon))
+        weight, bias = self._norm
+        result: Float32 = (x * weight + bias).astype(np.float32, copy=False)
+        return result
+
+
+def _shares(offsets: NDArray[np.int64], threads: int) -> list[tuple[int, int]]:
+    """Bounds of at most `threads` runs of rows with about equally many tokens."""
+    rows = len(offsets) - 1
+    cuts = np.searchsorted(offsets, np.linspace(0, offsets[-1], min(threads, max(rows, 1)) + 1)[1:-1])
+    bounds = np.unique([0, *cuts.tolist(), rows]).tolist()
+    return list(itertools.pairwise(bounds))
+
+
+def _layer(tensors: Mapping[str, Any], name: str) -> list[NDArray[Any]]:
+    arrays = []
+    for part in DENSE:
+        codes = tensors[f"{name}.{part}.codes"]
+        arrays += [(codes ^ np.uint8(128)).view(np.int8), tensors[f"{name}.{part}.scale"]]
+        arrays.append(tensors[f"{name}.{part}.bias"])
+        if part in NORM_AFTER:
+            norm = f"{name}.{NORM_AFTER[part]}"
+            arrays += [tensors[f"{norm}.weight"], tensors[f"{norm}.bias"]]
+    return arrays
+
+
+def _embeddings(path: Path, facts: TrunkFacts) -> tuple[NDArray[np.uint8], NDArray[np.float16]]:
+    """Mapped 4-bit codes uint8 [V, H / 2] and their scales float16 [V, H / 32]; the scales start on a page."""
+    codes = np.memmap(path, np.uint8, "r", shape=(facts.vocabulary, facts.hidden // 2))
+    start = -(-codes.nbytes // 4096) * 4096
+    shape = (facts.vocabulary, facts.hidden // EMBEDDING_BLOCK)
+    return codes, np.memmap(path, np.float16, "r", offset=start, shape=shape)

@@ -1,0 +1,51 @@
+"""The embedded cross-encoder on the native kernels."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hybrid_retrieval.errors import ModelError
+from hybrid_retrieval.native_trunk import NativeTrunk, TrunkFacts
+from hybrid_retrieval.rerankers.backend import RerankerBackend
+from hybrid_retrieval.rerankers.pairs import PairConvention
+
+HEAD = ("dense.weight", "dense.bias", "out.weight", "out.bias", "scale")
+
+
+class NativeRerankerBackend(RerankerBackend):
+    """Needs neither onnxruntime nor torch; spends nothing on padding. A logit does not depend on its batch."""
+
+    def __init__(
+        self, folder: Path, facts: TrunkFacts, convention: PairConvention, *, variant: str, threads: int
+    ) -> None:
+        self._trunk = NativeTrunk(folder, facts, variant=variant, threads=threads)
+        missing = [name for name in HEAD if name not in self._trunk.tensors]
+        if missing or not convention.middle_ids:
+            raise ModelError(f"{folder / facts.weights}: the head is incomplete ({', '.join(missing) or 'no separator'})")
+        self._dense, self._dense_bias, self._out, self._out_bias, self._scale = (
+            self._trunk.tensors[name] for name in HEAD
+        )
+        self._convention = convention
+
+    def forward(
+        self, ids: NDArray[np.int64], mask: NDArray[np.int64], types: NDArray[np.int64] | None
+    ) -> NDArray[np.float32]:
+        """As `RerankerBackend.forward`."""
+        rows = [row[:length] for row, length in zip(ids, mask.sum(axis=1), strict=True)]
+        states = self._trunk.run(rows)
+        return np.array([self._logit(row, state) for row, state in zip(rows, states, strict=True)], np.float32)
+
+    def _logit(self, ids: NDArray[np.int64], states: NDArray[np.float32]) -> np.float32:
+        """Scaled mean MaxSim of the query's states with the passage's, plus what the first token's state says."""
+        marks = self._convention
+        first = len(marks.prefix_ids)
+        end = first + int(np.argmax(ids[first:] == marks.middle_ids[0]))
+        unit = states / np.linalg.norm(states, axis=1, keepdims=True)
+        passage = unit[end + len(marks.middle_ids) : len(ids) - len(marks.suffix_ids)]
+        maxsim = (unit[first:end] @ passage.T).max(axis=1).mean() if len(passage) else -1.0
+        pooled = np.tanh(self._dense @ states[0] + self._dense_bias)
+        logit: np.float32 = self._scale * maxsim + (self._out @ pooled)[0] + self._out_bias[0]
+        return logit
