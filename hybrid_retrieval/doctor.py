@@ -18,6 +18,7 @@ import numpy as np
 from hybrid_retrieval import model_files
 from hybrid_retrieval.encoders import Encoder
 from hybrid_retrieval.errors import HybridRetrievalError
+from hybrid_retrieval.kernels import dispatch
 from hybrid_retrieval.kernels.reference import maxsim
 from hybrid_retrieval.rerankers import Reranker
 
@@ -25,7 +26,17 @@ Status = Literal["ok", "absent", "failed"]
 
 # Instruction sets that decide which CPU kernels run, as the kernel of the operating system names them.
 CPU_FLAGS = ("avx2", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16", "asimddp", "i8mm")
-REQUIRED = ("numpy", "pyyaml", "faiss-cpu", "onnxruntime", "tokenizers", "huggingface-hub", "click", "rich")
+REQUIRED = (
+    "numpy",
+    "pyyaml",
+    "faiss-cpu",
+    "onnxruntime",
+    "tokenizers",
+    "safetensors",
+    "huggingface-hub",
+    "click",
+    "rich",
+)
 OPTIONAL = {
     "torch": "torch",
     "transformers": "torch",
@@ -50,6 +61,7 @@ def examine() -> Iterator[Check]:
     """Every check, in the order in which a reader wants them; the slow ones (models, self-test) last."""
     yield Check("machine", "ok", _machine())
     yield from _packages()
+    yield _guarded("native kernels", _kernels)
     yield _guarded("GPU", _gpu)
     for model in HUB_MODELS:
         here = model_files.is_local(model)
@@ -159,6 +171,17 @@ def _version(package: str, alternative: str) -> str:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
         return metadata.version(alternative)
+
+
+def _kernels() -> str | Check:
+    names = dispatch.variants()
+    if names == [dispatch.NUMPY]:
+        detail = (
+            "not compiled: NumPy and onnxruntime do their work, slower; install again where there is a C++ compiler"
+        )
+        return Check("native kernels", "absent", detail)
+    forced = f" (chosen by {dispatch.VARIABLE})" if os.environ.get(dispatch.VARIABLE) else ""
+    return f"{dispatch.variant()} in use{forced}, of {', '.join(names)}"
 
 
 def _gpu() -> str | Check:

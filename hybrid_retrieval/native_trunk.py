@@ -46,9 +46,16 @@ class TrunkFacts:
     def from_dict(cls, values: Mapping[str, Any], source: str) -> TrunkFacts:
         """Raises `ModelError` for a missing key."""
         try:
-            texts = [str(values[name]) for name in ("weights", "embeddings")]
-            names = ("vocabulary", "hidden", "layers", "heads", "head_size")
-            return cls(*texts, *(int(values[name]) for name in names), epsilon=float(values["epsilon"]))
+            return cls(
+                weights=str(values["weights"]),
+                embeddings=str(values["embeddings"]),
+                vocabulary=int(values["vocabulary"]),
+                hidden=int(values["hidden"]),
+                layers=int(values["layers"]),
+                heads=int(values["heads"]),
+                head_size=int(values["head_size"]),
+                epsilon=float(values["epsilon"]),
+            )
         except (KeyError, TypeError, ValueError) as error:
             raise ModelError(f"{source}: the trunk section is incomplete ({error!r})") from None
 

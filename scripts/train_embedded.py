@@ -25,7 +25,9 @@ def main() -> int:
     parser.add_argument("--encoder-steps", type=int, default=1100)
     parser.add_argument("--reranker-steps", type=int, default=500)
     parser.add_argument("--fusion-weight", type=float, default=0.2, help="weight of the reranker in the fused score")
-    parser.add_argument("--only", choices=("encoder", "reranker"), help="one stage; reranker needs encoder's checkpoint")
+    parser.add_argument(
+        "--only", choices=("encoder", "reranker"), help="one stage; reranker needs encoder's checkpoint"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--resume", action="store_true", help="go on from the checkpoints in --work")

@@ -13,6 +13,37 @@ def dense(
 ) -> NDArray[np.float32]: ...
 def project(variant: str, x: NDArray[np.float32], weight: NDArray[np.float32]) -> NDArray[np.float32]: ...
 
+class Codec:
+    def __init__(
+        self, variant: str, centroids: NDArray[np.float32], weights: NDArray[np.float32], buckets: NDArray[np.uint8]
+    ) -> None: ...
+    def centroid_scores(self, query: NDArray[np.float32]) -> NDArray[np.float32]: ...
+    def maxsim(
+        self,
+        query: NDArray[np.float32],
+        scores: NDArray[np.float32],
+        codes: NDArray[np.uint32],
+        residuals: NDArray[np.uint8],
+        starts: NDArray[np.int64],
+        lengths: NDArray[np.int64],
+    ) -> NDArray[np.float32]: ...
+    def candidates(
+        self,
+        table: NDArray[np.uint8],
+        tokens: int,
+        nprobe: int,
+        lists: NDArray[np.uint32],
+        list_offsets: NDArray[np.int64],
+        windows: int,
+    ) -> NDArray[np.uint32]: ...
+    def approximate(
+        self,
+        table: NDArray[np.uint8],
+        codes: NDArray[np.uint32],
+        starts: NDArray[np.int64],
+        lengths: NDArray[np.int64],
+    ) -> NDArray[np.int32]: ...
+
 class Trunk:
     def __init__(self, variant: str, hidden: int, heads: int, head_size: int, epsilon: float) -> None: ...
     def add_layer(self, *arrays: NDArray[Any]) -> None: ...

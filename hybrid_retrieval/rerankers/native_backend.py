@@ -24,7 +24,9 @@ class NativeRerankerBackend(RerankerBackend):
         self._trunk = NativeTrunk(folder, facts, variant=variant, threads=threads)
         missing = [name for name in HEAD if name not in self._trunk.tensors]
         if missing or not convention.middle_ids:
-            raise ModelError(f"{folder / facts.weights}: the head is incomplete ({', '.join(missing) or 'no separator'})")
+            raise ModelError(
+                f"{folder / facts.weights}: the head is incomplete ({', '.join(missing) or 'no separator'})"
+            )
         self._dense, self._dense_bias, self._out, self._out_bias, self._scale = (
             self._trunk.tensors[name] for name in HEAD
         )

@@ -9,8 +9,9 @@ from numpy.typing import NDArray
 
 from hybrid_retrieval.codec.assignment import available_threads
 from hybrid_retrieval.errors import ArrayError, IndexDamagedError, QueryError
-from hybrid_retrieval.kernels.reference import PackedTokens
+from hybrid_retrieval.kernels import dispatch
 from hybrid_retrieval.ragged import expand_spans
+from hybrid_retrieval.search.native import LONGEST_VECTOR, NativeCodec
 from hybrid_retrieval.search.steps import approximate_scores, candidate_windows, centroid_scores, exact_scores
 from hybrid_retrieval.storage import Segment, Snapshot
 from hybrid_retrieval.types import best_first
@@ -21,6 +22,9 @@ Float32 = NDArray[np.float32]
 # Automatic widths: centroids that each query token probes, and passages that survive pruning.
 NPROBE, NPROBE_PER_K = 32, 0.32
 CANDIDATES, CANDIDATES_PER_K = 128, 4
+# The native kernels approximate every window of an index of up to this many tokens, a few milliseconds' work, and
+# leave the inverted lists to larger ones.
+TOKENS_WITHOUT_LISTS = 4_000_000
 
 
 class Searcher:
@@ -31,6 +35,8 @@ class Searcher:
         self.snapshot = snapshot
         codec = snapshot.codec
         self._packed = [codec.packed(segment.codes, segment.residuals) for segment in snapshot.segments]
+        variant = dispatch.variant() if codec.dimensions <= LONGEST_VECTOR else dispatch.NUMPY
+        self._native = None if variant == dispatch.NUMPY else NativeCodec(codec, variant)
 
     def search(
         self,
@@ -68,13 +74,23 @@ class Searcher:
         self, query: Float32, k: int, exact: bool, nprobe: int, num_candidates: int, threads: int
     ) -> tuple[Int64, Float32]:
         width = max(k, num_candidates or CANDIDATES + CANDIDATES_PER_K * k)
+        nprobe = nprobe or NPROBE + int(NPROBE_PER_K * k)
         rows = [self._all_rows(segment) for segment in self.snapshot.segments]
-        if not exact and width < sum(map(len, rows)):
-            rows = self._pruned(query, rows, width, nprobe or NPROBE + int(NPROBE_PER_K * k))
-        scores = [
-            _score_rows(query, segment, packed, local, threads)
-            for segment, packed, local in zip(self.snapshot.segments, self._packed, rows, strict=True)
-        ]
+        prune = not exact and width < sum(map(len, rows))
+        if self._native is not None:
+            centroid = self._native.centroid_scores(query)
+            if prune:
+                rows = self._pruned_native(self._native, len(query), centroid, rows, width, nprobe, threads)
+        elif prune:
+            rows = self._pruned(query, rows, width, nprobe)
+        scores = []
+        for segment, packed, local in zip(self.snapshot.segments, self._packed, rows, strict=True):
+            windows, first = _windows_of(segment, local)
+            if self._native is not None:
+                found = self._native.exact_scores(query, centroid, segment, windows, threads)
+            else:
+                found = exact_scores(query, packed, segment.token_offsets, windows, threads=threads)
+            scores.append(np.maximum.reduceat(found, first) if len(local) else found)
         all_rows = np.concatenate(
             [local + segment.row_base for segment, local in zip(self.snapshot.segments, rows, strict=True)]
         )
@@ -116,23 +132,52 @@ class Searcher:
             by_row = np.full(segment.num_passages, found.floor.sum(dtype=np.float32), np.float32)
             np.maximum.at(by_row, owners, approximate_scores(found))
             approximate.append(by_row[local])
-        kept = best_first(np.concatenate(approximate), width)
-        bounds = np.cumsum([0, *map(len, rows)])
-        return [
-            local[np.sort(kept[(kept >= start) & (kept < stop)]) - start]
-            for local, start, stop in zip(rows, bounds[:-1], bounds[1:], strict=True)
-        ]
+        return _best_rows(rows, approximate, width)
+
+    def _pruned_native(
+        self,
+        native: NativeCodec,
+        tokens: int,
+        centroid: Float32,
+        rows: list[Int64],
+        width: int,
+        nprobe: int,
+        threads: int,
+    ) -> list[Int64]:
+        """The same on the native kernels."""
+        table = native.table(centroid, tokens)
+        approximate = []
+        for segment, local in zip(self.snapshot.segments, rows, strict=True):
+            by_row = np.full(segment.num_passages, -1, np.int32)
+            if len(segment.codes) <= TOKENS_WITHOUT_LISTS:
+                windows, first = _windows_of(segment, local)
+                found = native.approximate_scores(table, segment, windows, threads)
+                by_row[local] = np.maximum.reduceat(found, first) if len(local) else found
+            else:
+                windows = native.candidate_windows(table, tokens, nprobe, segment)
+                owners = np.searchsorted(segment.window_offsets, windows, side="right") - 1
+                kept = ~segment.deleted[owners]
+                found = native.approximate_scores(table, segment, windows[kept], threads)
+                np.maximum.at(by_row, owners[kept], found)
+            approximate.append(by_row[local])
+        return _best_rows(rows, approximate, width)
 
 
-def _score_rows(query: Float32, segment: Segment, packed: PackedTokens, rows: Int64, threads: int) -> Float32:
-    """MaxSim of rows of a segment: the best of each row's windows."""
+def _windows_of(segment: Segment, rows: Int64) -> tuple[Int64, Int64]:
+    """All windows of rows, and where among them each row's begin."""
     starts = segment.window_offsets[rows]
     lengths = segment.window_offsets[rows + 1] - starts
-    scores = exact_scores(query, packed, segment.token_offsets, expand_spans(starts, lengths), threads=threads)
-    if len(rows) == 0:
-        return scores
-    best: Float32 = np.maximum.reduceat(scores, np.cumsum(lengths) - lengths)
-    return best
+    return expand_spans(starts, lengths), np.cumsum(lengths) - lengths
+
+
+def _best_rows(rows: list[Int64], scores: list[NDArray[Any]], width: int) -> list[Int64]:
+    """The `width` rows of the best scores over all segments, rising, for each segment."""
+    kept = best_first(np.concatenate(scores), width)
+    bounds = np.cumsum([0, *map(len, rows)])
+    return [
+        local[np.sort(kept[(kept >= start) & (kept < stop)]) - start]
+        for local, start, stop in zip(rows, bounds[:-1], bounds[1:], strict=True)
+    ]
 
 
 def _check_count(name: str, value: int, least: int) -> None:

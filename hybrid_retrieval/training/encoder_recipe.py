@@ -113,7 +113,10 @@ def build_pool(
 ) -> Pool:
     """``per_weight`` x the file's weight pairs of each file. Nearness: mean of the teacher's states of a passage."""
     teacher = Trunk(base, list(range(base.layers))).eval()
-    items, own, texts, members = [], [], [], {}
+    items: list[list[int]] = []
+    texts: list[list[int]] = []
+    own: list[int] = []
+    members: dict[str, list[int]] = {}
     for name, found in pairs.items():
         where: dict[int, int] = {}
         for pair in found[: per_weight * data.WEIGHTS[name]]:
@@ -127,9 +130,9 @@ def build_pool(
     passages = _side(teacher, data.PASSAGE_PREFIX, texts, PASSAGE_TOKENS)
     means = F.normalize(torch.stack([states.float().mean(0) for states in passages.states]), dim=-1)
     groups: dict[str, dict[int, list[int]]] = {}
-    for name, found in members.items():
+    for name, chosen in members.items():
         asked: dict[int, list[int]] = {}
-        for query in found:
+        for query in chosen:
             asked.setdefault(own[query], []).append(query)
         rows = torch.tensor(list(asked))
         near = (means[rows] @ means[rows].T).topk(min(NEIGHBOURS + 1, len(rows))).indices

@@ -37,8 +37,8 @@ def train(
     log_every: int = 10,
     save_every: int = 50,
 ) -> bool:
-    """Run ``step(i)`` -> (loss, figures to log) for i < ``steps`` with AdamW, linear warm-up and linear decay to zero. ``step`` must depend on i alone. Returns False
-    when a signal stopped it (the checkpoint is written)."""
+    """Run ``step(i)`` -> (loss, figures to log) for i < ``steps`` with AdamW, linear warm-up and linear decay to zero.
+    ``step`` must depend on i alone. Returns False when a signal stopped it (the checkpoint is written)."""
     optimizer = torch.optim.AdamW(parameter_groups(model, rate, head_rate), betas=(0.9, 0.98), weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda i: min((i + 1) / warmup, max(0.0, (steps - i) / max(1, steps - warmup)))

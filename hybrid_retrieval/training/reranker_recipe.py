@@ -1,4 +1,4 @@
-"""Recipe of the embedded cross-encoder: the encoder's layers, trained listwise against negatives mined with the encoder."""
+"""Recipe of the embedded cross-encoder: the encoder's layers, trained listwise against negatives that it mines."""
 
 from __future__ import annotations
 

@@ -4,6 +4,8 @@
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
+#include <algorithm>
+#include <cmath>
 #include <memory>
 #include <stdexcept>
 #include <string>
@@ -50,6 +52,15 @@ const hr::Kernels& kernels(const std::string& name) {
     if (name == "avx512vnni") return hr::avx512vnni::table;
 #endif
     return hr::portable::table;
+}
+
+const hr::MaxSimKernels& maxsim_kernels(const std::string& name) {
+    kernels(name);  // checks the name
+#if defined(HR_X86)
+    if (name == "avx2") return hr::avx2::maxsim_table;
+    if (name == "avx512vnni") return hr::avx512vnni::maxsim_table;
+#endif
+    return hr::portable::maxsim_table;
 }
 
 template <typename T>
@@ -166,12 +177,217 @@ nb::object multiply(const std::string& variant, Matrix x, Weights weight, Floats
     return owned(std::move(out), {x.shape(0), weight.shape(1)});
 }
 
+void check_spans(const Offsets& starts, const Offsets& lengths, size_t tokens) {
+    require(starts.shape(0) == lengths.shape(0), "starts and lengths must be int64 [W]");
+    for (size_t w = 0; w < starts.shape(0); ++w)
+        require(starts(w) >= 0 && lengths(w) >= 0 && static_cast<size_t>(starts(w)) <= tokens &&
+                    static_cast<size_t>(lengths(w)) <= tokens - static_cast<size_t>(starts(w)),
+                "a window lies outside the tokens");
+}
+
+void check_lists(const Offsets& offsets, size_t entries) {
+    require(offsets(0) == 0, "list_offsets must start at 0");
+    for (size_t i = 0; i + 1 < offsets.shape(0); ++i)
+        require(offsets(i) <= offsets(i + 1), "list_offsets must never fall");
+    require(static_cast<size_t>(offsets(offsets.shape(0) - 1)) == entries, "list_offsets must end at the lists' length");
+}
+
+// The codec's part of what MaxSim over packed tokens needs; tokens come with each call (they stay memory-mapped).
+class Codec {
+  public:
+    Codec(const std::string& variant, Matrix centroids, Floats weights, Array<uint8_t, nb::ndim<2>> buckets)
+        : variant_(variant), kernels_(maxsim_kernels(variant)), table_(kernels(variant)),
+          centroids_(centroids.data(), centroids.data() + centroids.size()), k_(centroids.shape(0)),
+          d_(centroids.shape(1)), per_byte_(buckets.shape(1)) {
+        require(k_ > 0 && k_ <= UINT32_MAX && d_ > 0 && d_ % 8 == 0 && d_ <= 1024,
+                "centroids must be float32 [K, D] with D a multiple of 8 up to 1024");
+        require(buckets.shape(0) == 256 && per_byte_ >= 1 && per_byte_ <= 8 && 8 % per_byte_ == 0,
+                "buckets must be uint8 [256, 8 / nbits]");
+        // As many levels as leave no sum of D products beyond 32 bits: 4,095 at 128 dimensions.
+        const float most = static_cast<float>(std::floor(std::sqrt(2147483647.0 / static_cast<double>(d_))));
+        most_ = most;
+        float largest = 0;
+        for (size_t i = 0; i < weights.shape(0); ++i) largest = std::max(largest, std::fabs(weights(i)));
+        weight_scale_ = largest > 0 ? largest / most : 1.0f;
+        table_levels_.resize(256 * per_byte_);
+        for (size_t i = 0; i < 256 * per_byte_; ++i) {
+            require(buckets.data()[i] < weights.shape(0), "a bucket has no weight");
+            table_levels_[i] = static_cast<int16_t>(std::lrint(weights(buckets.data()[i]) / weight_scale_));
+        }
+        levels_.resize(k_ * d_);
+        squares_.resize(k_);
+        scales_.resize(k_);
+        for (size_t c = 0; c < k_; ++c) {
+            const float* row = centroids_.data() + c * d_;
+            float top = 0;
+            double square = 0;
+            for (size_t i = 0; i < d_; ++i) {
+                top = std::max(top, std::fabs(row[i]));
+                square += static_cast<double>(row[i]) * row[i];
+            }
+            require(std::isfinite(top), "centroids must be finite");
+            const float scale = top > 0 ? top / most : 1.0f;
+            for (size_t i = 0; i < d_; ++i) levels_[c * d_ + i] = static_cast<int16_t>(std::lrint(row[i] / scale));
+            squares_[c] = static_cast<float>(square);
+            scales_[c] = 2 * scale * weight_scale_;
+        }
+    }
+    Codec(const Codec&) = delete;
+
+    // float32 [K, Lq rounded up to 32]: the product of every centroid with every query token, zeros for the padding
+    nb::object centroid_scores(Matrix query) const {
+        require(query.shape(1) == d_ && query.shape(0) > 0, "query must be float32 [Lq, D]");
+        const size_t tokens = query.shape(0), stride = round_up(tokens, 32);
+        std::vector<float> columns(d_ * stride), out(k_ * stride);
+        for (size_t q = 0; q < tokens; ++q)
+            for (size_t i = 0; i < d_; ++i) columns[i * stride + q] = query(q, i);
+        {
+            nb::gil_scoped_release released;
+            table_.multiply(centroids_.data(), static_cast<int64_t>(k_), static_cast<int64_t>(d_), columns.data(),
+                            static_cast<int64_t>(stride), out.data());
+        }
+        return owned(std::move(out), {k_, stride});
+    }
+
+    nb::object maxsim(Matrix query, Matrix scores, Array<uint32_t, nb::ndim<1>> codes,
+                      Array<uint8_t, nb::ndim<2>> residuals, Offsets starts, Offsets lengths) const {
+        const size_t tokens = query.shape(0), padded = round_up(tokens, 8);
+        require(query.shape(1) == d_ && tokens > 0, "query must be float32 [Lq, D]");
+        require(scores.shape(0) == k_ && scores.shape(1) == round_up(tokens, 32), "scores must come from centroid_scores");
+        require(residuals.shape(0) == codes.shape(0) && residuals.shape(1) * per_byte_ == d_,
+                "residuals must be uint8 [T, D * nbits / 8]");
+        check_spans(starts, lengths, codes.shape(0));
+        std::vector<int16_t> levels(padded * d_);
+        std::vector<float> scale(padded);
+        pack_query(query, padded, levels.data(), scale.data());
+        const hr::QueryCodes packed{levels.data(), scale.data(), scores.data(), static_cast<int64_t>(tokens),
+                                    static_cast<int64_t>(padded), static_cast<int64_t>(scores.shape(1))};
+        const hr::PackedTokens index{codes.data(), residuals.data(), table_levels_.data(),
+                                     static_cast<int64_t>(residuals.shape(1)), static_cast<int64_t>(per_byte_),
+                                     static_cast<int64_t>(d_), static_cast<uint32_t>(k_), levels_.data(),
+                                     squares_.data(), scales_.data(), weight_scale_ * weight_scale_};
+        std::vector<float> out(starts.shape(0));
+        bool known;
+        {
+            nb::gil_scoped_release released;
+            known = kernels_.maxsim(packed, index, starts.data(), lengths.data(),
+                                    static_cast<int64_t>(starts.shape(0)), out.data());
+        }
+        require(known, "a token's code is not below the number of centroids");
+        return owned(std::move(out), {starts.shape(0)});
+    }
+
+    // int32 [W]: sums over query tokens of the best of table uint8 [K, multiple of 32] among a window's codes
+    nb::object approximate(Array<uint8_t, nb::ndim<2>> table, Array<uint32_t, nb::ndim<1>> codes, Offsets starts,
+                           Offsets lengths) const {
+        require(table.shape(0) == k_ && table.shape(1) % 32 == 0, "table must be uint8 [K, a multiple of 32]");
+        check_spans(starts, lengths, codes.shape(0));
+        std::vector<int32_t> out(starts.shape(0));
+        bool known;
+        {
+            nb::gil_scoped_release released;
+            known = kernels_.approximate(table.data(), static_cast<int64_t>(table.shape(1)), static_cast<int64_t>(k_),
+                                         codes.data(), starts.data(), lengths.data(),
+                                         static_cast<int64_t>(starts.shape(0)), out.data());
+        }
+        require(known, "a token's code is not below the number of centroids");
+        return owned(std::move(out), {starts.shape(0)});
+    }
+
+    // uint32, rising: windows in the lists of each query token's `nprobe` best centroids by table uint8 [K, stride].
+    // Where table values tie at the limit, all of them are probed.
+    nb::object candidates(Array<uint8_t, nb::ndim<2>> table, int64_t tokens, int64_t nprobe,
+                          Array<uint32_t, nb::ndim<1>> lists, Offsets list_offsets, int64_t windows) const {
+        require(table.shape(0) == k_, "table must be uint8 [K, stride]");
+        require(tokens > 0 && static_cast<size_t>(tokens) <= table.shape(1), "tokens must be within the table's width");
+        require(nprobe > 0 && windows >= 0, "nprobe must be positive");
+        require(list_offsets.shape(0) == k_ + 1, "list_offsets must be int64 [K + 1]");
+        check_lists(list_offsets, lists.shape(0));
+        std::vector<uint32_t> found;
+        bool known = true;
+        {
+            nb::gil_scoped_release released;
+            const size_t stride = table.shape(1);
+            const uint8_t* values = table.data();
+            std::vector<uint32_t> counts(static_cast<size_t>(tokens) * 256);
+            for (size_t c = 0; c < k_; ++c)
+                for (int64_t q = 0; q < tokens; ++q) ++counts[q * 256 + values[c * stride + q]];
+            std::vector<uint8_t> least(tokens);
+            for (int64_t q = 0; q < tokens; ++q) {
+                int64_t sum = 0;
+                int level = 255;
+                for (; level > 0; --level) {
+                    sum += counts[q * 256 + level];
+                    if (sum >= nprobe) break;
+                }
+                least[q] = static_cast<uint8_t>(level);
+            }
+            std::vector<uint8_t> marked(windows);
+            for (size_t c = 0; c < k_ && known; ++c) {
+                bool probed = false;
+                for (int64_t q = 0; q < tokens; ++q) probed |= values[c * stride + q] >= least[q];
+                if (!probed) continue;
+                for (int64_t i = list_offsets(c); i < list_offsets(c + 1); ++i) {
+                    const uint32_t window = lists(i);
+                    if (window >= windows) {
+                        known = false;
+                        break;
+                    }
+                    marked[window] = 1;
+                }
+            }
+            for (int64_t w = 0; w < windows; ++w)
+                if (marked[w]) found.push_back(static_cast<uint32_t>(w));
+        }
+        require(known, "a list names a window that does not exist");
+        const size_t count = found.size();
+        return owned(std::move(found), {count});
+    }
+
+  private:
+    static size_t round_up(size_t tokens, size_t to) { return (tokens + to - 1) / to * to; }
+
+    void pack_query(const Matrix& query, size_t padded, int16_t* levels, float* scale) const {
+        std::vector<int16_t> row(d_);
+        for (size_t q = 0; q < padded; ++q) {
+            float top = 0;
+            if (q < query.shape(0))
+                for (size_t i = 0; i < d_; ++i) top = std::max(top, std::fabs(query(q, i)));
+            const float step = top > 0 ? top / most_ : 1.0f;
+            scale[q] = step * weight_scale_;
+            const size_t block = q / 8, first = block / 4 * 4, blocks = std::min<size_t>(4, padded / 8 - first);
+            for (size_t i = 0; i < d_; ++i) {
+                const int16_t level =
+                    q < query.shape(0) ? static_cast<int16_t>(std::lrint(query(q, i) / step)) : int16_t{0};
+                levels[first * 8 * d_ + ((i / 2) * blocks + (block - first)) * 16 + (q % 8) * 2 + i % 2] = level;
+            }
+        }
+    }
+
+    std::string variant_;
+    const hr::MaxSimKernels& kernels_;
+    const hr::Kernels& table_;
+    std::vector<float> centroids_;
+    size_t k_, d_, per_byte_;
+    float most_, weight_scale_;
+    std::vector<int16_t> table_levels_, levels_;
+    std::vector<float> squares_, scales_;
+};
+
 }  // namespace
 
 NB_MODULE(_native, m) {
     m.def("variants", &variants);
     m.def("dense", &multiply, "variant"_a, "x"_a, "weight"_a, "scale"_a, "bias"_a);
     m.def("project", &project, "variant"_a, "x"_a, "weight"_a);
+    nb::class_<Codec>(m, "Codec")
+        .def(nb::init<const std::string&, Matrix, Floats, Array<uint8_t, nb::ndim<2>>>(), "variant"_a, "centroids"_a,
+             "weights"_a, "buckets"_a)
+        .def("centroid_scores", &Codec::centroid_scores, "query"_a)
+        .def("maxsim", &Codec::maxsim, "query"_a, "scores"_a, "codes"_a, "residuals"_a, "starts"_a, "lengths"_a)
+        .def("candidates", &Codec::candidates, "table"_a, "tokens"_a, "nprobe"_a, "lists"_a, "list_offsets"_a,
+             "windows"_a)
+        .def("approximate", &Codec::approximate, "table"_a, "codes"_a, "starts"_a, "lengths"_a);
     nb::class_<Trunk>(m, "Trunk")
         .def(nb::init<const std::string&, int64_t, int64_t, int64_t, float>(), "variant"_a, "hidden"_a, "heads"_a,
              "head_size"_a, "epsilon"_a)

@@ -326,6 +326,12 @@ void project(const float* x, int64_t m, int64_t k, const float* matrix, int64_t 
     }
 }
 
+void multiply_matrix(const float* x, int64_t m, int64_t k, const float* matrix, int64_t stride, float* out) {
+    int64_t i = 0;
+    for (; i + kRows <= m; i += kRows) query_scores<kRows>(x + i * k, k, matrix, stride, k, out + i * stride);
+    for (; i < m; ++i) query_scores<1>(x + i * k, k, matrix, stride, k, out + i * stride);
+}
+
 void run_group(float* x, const int64_t* offsets, int64_t sequences, const Layer* layers, int64_t depth,
                const TrunkShape& shape) {
     const int64_t start = offsets[0], total = offsets[sequences] - start;
@@ -361,7 +367,7 @@ void run(float* x, const int64_t* offsets, int64_t sequences, const Layer* layer
 }  // namespace
 
 extern const Kernels table;
-const Kernels table{HR_NAME, kPanel, pack, dense, run, project};
+const Kernels table{HR_NAME, kPanel, pack, dense, run, project, multiply_matrix};
 
 }  // namespace HR_VARIANT
 }  // namespace hr

@@ -30,6 +30,36 @@ struct TrunkShape {
     float epsilon;
 };
 
+// Query tokens as whole numbers: codes in groups of up to 4 blocks of 8 tokens, each [D / 2][blocks][8][2].
+struct QueryCodes {
+    const int16_t* codes;
+    const float* scale;            // [padded]: of one product of levels
+    const float* centroid_scores;  // [K, stride]
+    int64_t tokens, padded, stride;  // padded: to a multiple of 8; stride: to one of 32
+};
+
+struct PackedTokens {
+    const uint32_t* codes;         // [T]
+    const uint8_t* residuals;      // [T, width]
+    const int16_t* table;          // [256, per_byte]: the levels behind each packed byte
+    int64_t width, per_byte, dimensions;
+    uint32_t num_centroids;
+    // |c + w|^2 = centroid_squares + centroid_scales * (levels of c . levels of w) + square_scale * |levels of w|^2
+    const int16_t* centroid_levels;  // [K, D]
+    const float* centroid_squares;   // [K]
+    const float* centroid_scales;    // [K]
+    float square_scale;
+};
+
+struct MaxSimKernels {
+    // scores [W], -inf for a window without tokens; false where a code is not below num_centroids
+    bool (*maxsim)(const QueryCodes& query, const PackedTokens& index, const int64_t* starts, const int64_t* lengths,
+                   int64_t windows, float* scores);
+    // table uint8 [K, stride]; scores int32 [W], -1 for a window without tokens; false as above
+    bool (*approximate)(const uint8_t* table, int64_t stride, int64_t num_centroids, const uint32_t* codes,
+                        const int64_t* starts, const int64_t* lengths, int64_t windows, int32_t* scores);
+};
+
 struct Kernels {
     const char* name;
     int64_t panel;
@@ -41,17 +71,22 @@ struct Kernels {
                 const TrunkShape& shape);
     // x [M, K] times matrix [K, stride] (stride a multiple of 32, zeros from column n on), rows made unit: out [M, n].
     void (*project)(const float* x, int64_t m, int64_t k, const float* matrix, int64_t stride, int64_t n, float* out);
+    // x [M, K] times matrix [K, stride]: out [M, stride]
+    void (*multiply)(const float* x, int64_t m, int64_t k, const float* matrix, int64_t stride, float* out);
 };
 
 namespace portable {
 extern const Kernels table;
+extern const MaxSimKernels maxsim_table;
 }
 #if defined(HR_X86)
 namespace avx2 {
 extern const Kernels table;
+extern const MaxSimKernels maxsim_table;
 }
 namespace avx512vnni {
 extern const Kernels table;
+extern const MaxSimKernels maxsim_table;
 }
 #endif
 

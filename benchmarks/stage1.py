@@ -1,0 +1,215 @@
+"""Speed and fidelity of stage 1: ours and its peers over the same vectors, interleaved query by query in one run.
+
+    python benchmarks/stage1.py --set squad-dev=DATA/squad-dev --work WORK --out benchmarks/results/stage1.json \\
+        --peer colbert-ai=ENV/bin/python --peer maxsim-cpu=ENV/bin/python --peer exact-torch=ENV/bin/python
+
+Each peer runs in an environment of its own (``benchmarks/peers/make_env.sh``) as ``benchmarks/peers/worker.py``.
+Vectors come from the embedded encoder and are kept in WORK. Reported for each system and k: milliseconds a query at the
+median and the 95th percentile, overlap of the top k with exhaustive MaxSim over the float vectors and over the same
+2-bit index, nDCG@10; and build time, bytes and peak memory. Query encoding is excluded everywhere.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import random
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+WORKER = Path(__file__).parent / "peers" / "worker.py"
+OURS, EXACT = "hybrid-retrieval", "hybrid-retrieval-exact"
+
+
+def encoded(name: str, folder: Path, work: Path, queries: int, passages: int, titles: bool) -> Path:
+    """The vectors of a collection, from the cache or from the embedded encoder."""
+    path = work / f"{name}-{queries}-{passages}.npz"
+    if path.exists():
+        return path
+    from hybrid_retrieval import Encoder
+    from hybrid_retrieval.corpus.queries import read_qrels, read_queries
+
+    qrels = read_qrels(folder / "qrels" / "test.tsv")
+    rows = [json.loads(line) for line in (folder / "corpus.jsonl").read_text(encoding="utf-8").splitlines()]
+    if passages:
+        rows = rows[:passages]
+    position = {row["_id"]: i for i, row in enumerate(rows)}
+    asked = [
+        query
+        for query in read_queries(folder / "queries.jsonl")
+        if any(p in position for p in qrels.get(query.query_id, {}))
+    ]
+    asked = random.Random(0).sample(asked, min(queries, len(asked)))
+    encoder = Encoder.load("embedded")
+    texts = [f"{row['title']} {row['text']}" if titles and row.get("title") else row["text"] for row in rows]
+    parts, lengths = [], []
+    for start in range(0, len(texts), 256):
+        found = encoder.encode_passages(texts[start : start + 256])
+        parts.append(found.data.astype(np.float16))
+        lengths += found.lengths.tolist()
+        print(f"\r{name}: {start + len(found)} of {len(texts)} passages encoded", end="", file=sys.stderr)
+    print(file=sys.stderr)
+    vectors = encoder.encode_queries([query.text for query in asked])
+    relevant = [
+        [position[p] for p, grade in qrels[query.query_id].items() if grade > 0 and p in position] for query in asked
+    ]
+    work.mkdir(parents=True, exist_ok=True)
+    np.savez(
+        path,
+        data=np.concatenate(parts),
+        offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
+        queries=vectors.data,
+        query_offsets=vectors.offsets,
+        relevant=json.dumps(relevant),
+    )
+    return path
+
+
+def oracle(vectors: Any, k: int) -> list[list[int]]:
+    """The top k of each query by exhaustive MaxSim over the float vectors."""
+    from hybrid_retrieval.kernels.reference import maxsim
+    from hybrid_retrieval.ragged import Ragged
+    from hybrid_retrieval.types import best_first
+
+    passages = Ragged(vectors["data"].astype(np.float32), vectors["offsets"])
+    queries = Ragged(vectors["queries"], vectors["query_offsets"])
+    return [best_first(maxsim(query, passages), k).tolist() for query in queries]
+
+
+def ndcg_at_10(ids: list[int], relevant: list[int]) -> float:
+    gains = sum(1 / np.log2(rank + 2) for rank, i in enumerate(ids[:10]) if i in relevant)
+    return float(gains / sum(1 / np.log2(rank + 2) for rank in range(min(10, len(relevant)))))
+
+
+class Worker:
+    """A system in a process of its own."""
+
+    def __init__(self, system: str, python: str, vectors: Path, work: Path, threads: int) -> None:
+        command = [python, str(WORKER), system, str(vectors), str(work / f"index-{system}"), str(threads)]
+        log = (work / f"{system}.log").open("w")
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True)
+        self.system, self.log = system, log.name
+        self.facts = self._read()
+
+    def ask(self, query: int, k: int) -> dict[str, Any]:
+        assert self.process.stdin is not None
+        self.process.stdin.write(json.dumps({"query": query, "k": k}) + "\n")
+        self.process.stdin.flush()
+        return self._read()
+
+    def _read(self) -> dict[str, Any]:
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        if not line:
+            raise SystemExit(f"{self.system} ended early: see {self.log}")
+        answer: dict[str, Any] = json.loads(line)
+        return answer
+
+
+def measure(workers: list[Worker], vectors: Any, ks: list[int], rounds: int) -> dict[str, Any]:
+    count, relevant = len(vectors["query_offsets"]) - 1, json.loads(str(vectors["relevant"]))
+    float_top = oracle(vectors, max(ks))
+    found: dict[str, Any] = {worker.system: {"build": worker.facts, "k": {}} for worker in workers}
+    for k in ks:
+        times: dict[str, list[float]] = {worker.system: [] for worker in workers}
+        tops: dict[str, list[list[int]]] = {worker.system: [] for worker in workers}
+        for worker in workers:
+            worker.ask(0, k)  # the first call of a k pays for what later ones find ready
+        for turn in range(rounds):
+            for query in range(count):
+                for worker in workers:
+                    answer = worker.ask(query, k)
+                    times[worker.system].append(answer["ms"])
+                    found[worker.system]["rss_mb"] = answer["rss_mb"]
+                    if turn == 0:
+                        tops[worker.system].append(answer["ids"])
+        quantised = tops.get(EXACT)
+        for system, top in tops.items():
+
+            def overlap(truth: list[list[int]], top: list[list[int]] = top, k: int = k) -> float:
+                return float(
+                    np.mean([len(set(a[:k]) & set(b[:k])) / len(b[:k]) for a, b in zip(top, truth, strict=True)])
+                )
+
+            found[system]["k"][k] = {
+                "p50_ms": float(np.percentile(times[system], 50)),
+                "p95_ms": float(np.percentile(times[system], 95)),
+                "overlap_float": overlap(float_top),
+                "overlap_same_index": overlap(quantised) if quantised and system == OURS else None,
+                "ndcg@10": float(np.mean([ndcg_at_10(a, b) for a, b in zip(top, relevant, strict=True)])),
+            }
+    return found
+
+
+def show(name: str, found: dict[str, Any], ks: list[int]) -> None:
+    print(f"\n{name}")
+    print(
+        f"{'system':24} {'build s':>8} {'MB':>7} {'RSS MB':>7}",
+        *(f"{f'k={k}: p50 ms':>14} {'ratio':>6} {'overlap':>8} {'nDCG@10':>8}" for k in ks),
+    )
+    for system, facts in found.items():
+        cells = []
+        for k in ks:
+            row = facts["k"][k]
+            ratio = row["p50_ms"] / found[OURS]["k"][k]["p50_ms"]
+            cells.append(f"{row['p50_ms']:14.2f} {ratio:5.1f}x {row['overlap_float']:8.3f} {row['ndcg@10']:8.3f}")
+        build = facts["build"]
+        print(f"{system:24} {build['build_s']:8.1f} {build['bytes'] / 1e6:7.1f} {facts['rss_mb']:7.0f}", *cells)
+    for k in ks:
+        same = found[OURS]["k"][k]["overlap_same_index"]
+        if same is not None:
+            print(f"k={k}: {same:.4f} of the exhaustive top {k} over the same index")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--set", action="append", required=True, metavar="NAME=FOLDER", help="a BEIR folder")
+    parser.add_argument("--peer", action="append", default=[], metavar="SYSTEM=PYTHON")
+    parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--queries", type=int, default=50)
+    parser.add_argument("--passages", type=int, default=0, help="only the first so many (0: all)")
+    parser.add_argument("--titles", action="store_true", help="titles belong to the text")
+    parser.add_argument("-k", type=int, nargs="+", default=[10, 100])
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=1)
+    arguments = parser.parse_args()
+    from hybrid_retrieval.kernels import dispatch
+
+    report: dict[str, Any] = {
+        "machine": f"{platform.machine()}, {platform.processor() or platform.system()}",
+        "cpu": next(
+            (
+                line.split(":")[1].strip()
+                for line in Path("/proc/cpuinfo").read_text().splitlines()
+                if line.startswith("model name")
+            ),
+            "",
+        ),
+        "kernels": dispatch.variant(),
+        "threads": arguments.threads,
+        "command": " ".join(sys.argv),
+        "sets": {},
+    }
+    for item in arguments.set:
+        name, _, folder = item.partition("=")
+        path = encoded(name, Path(folder), arguments.work, arguments.queries, arguments.passages, arguments.titles)
+        systems = [(OURS, sys.executable), (EXACT, sys.executable)]
+        systems += [(peer.partition("=")[0], peer.partition("=")[2]) for peer in arguments.peer]
+        # One after the other: builds do not compete.
+        workers = [Worker(system, python, path, arguments.work, arguments.threads) for system, python in systems]
+        report["sets"][name] = measure(workers, np.load(path), arguments.k, arguments.rounds)
+        for worker in workers:
+            worker.process.kill()
+        show(name, report["sets"][name], arguments.k)
+        arguments.out.parent.mkdir(parents=True, exist_ok=True)
+        arguments.out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

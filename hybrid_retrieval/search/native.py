@@ -1,0 +1,90 @@
+"""The four steps of stage 1 on the native kernels. Same results as `steps`, but for what is said in each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hybrid_retrieval.codec import ResidualCodec
+from hybrid_retrieval.kernels import dispatch
+from hybrid_retrieval.kernels.reference import Float32, bucket_table
+from hybrid_retrieval.storage import Segment
+
+Int64 = NDArray[np.int64]
+
+LONGEST_VECTOR = 1024
+# Below this a part of the work is not worth a thread.
+TOKENS_A_THREAD = 8192
+
+
+class NativeCodec:
+    """A codec as the native kernels read it. Safe to share between threads."""
+
+    def __init__(self, codec: ResidualCodec, variant: str) -> None:
+        buckets = bucket_table(codec.nbits)
+        self._codec: Any = dispatch.module().Codec(
+            variant, np.ascontiguousarray(codec.centroids), np.ascontiguousarray(codec.weights), buckets
+        )
+
+    def centroid_scores(self, query: Float32) -> Float32:
+        """Step 1. float32 [K, S]: every centroid with every query token [Lq, D]; S is Lq rounded up to 32."""
+        scores: Float32 = self._codec.centroid_scores(query)
+        return scores
+
+    def table(self, scores: Float32, tokens: int) -> NDArray[np.uint8]:
+        """The scores on 256 levels, one scale for all query tokens so that levels can be added; padding is 0."""
+        used = scores[:, :tokens]
+        low, high = float(used.min()), float(used.max())
+        table = np.zeros(scores.shape, np.uint8)
+        np.subtract(used, np.float32(low), out=(levels := np.empty_like(used)))
+        levels *= np.float32(255 / max(high - low, 1e-9))
+        table[:, :tokens] = np.minimum(levels + np.float32(0.5), np.float32(255)).astype(np.uint8)
+        return table
+
+    def candidate_windows(self, table: NDArray[np.uint8], tokens: int, nprobe: int, segment: Segment) -> Int64:
+        """Step 2. The windows, rising, in the lists of each query token's `nprobe` best centroids."""
+        found = self._codec.candidates(table, tokens, nprobe, segment.lists, segment.list_offsets, segment.num_windows)
+        windows: Int64 = found.astype(np.int64)
+        return windows
+
+    def approximate_scores(
+        self, table: NDArray[np.uint8], segment: Segment, windows: Int64, threads: int
+    ) -> NDArray[np.int32]:
+        """Step 3. int32: levels of MaxSim with each passage token replaced by its centroid (nothing is imputed: every
+        token of the window counts); -1 for a window without tokens."""
+        starts = segment.token_offsets[windows]
+        lengths = segment.token_offsets[windows + 1] - starts
+        result: NDArray[np.int32] = _shared(
+            lambda part: self._codec.approximate(table, segment.codes, starts[part], lengths[part]), lengths, threads
+        )
+        return result
+
+    def exact_scores(self, query: Float32, scores: Float32, segment: Segment, windows: Int64, threads: int) -> Float32:
+        """Step 4. float32: MaxSim of windows from their packed residuals, to about 1e-4 of `steps.exact_scores`."""
+        starts = segment.token_offsets[windows]
+        lengths = segment.token_offsets[windows + 1] - starts
+        result: Float32 = _shared(
+            lambda part: self._codec.maxsim(
+                query, scores, segment.codes, segment.residuals, starts[part], lengths[part]
+            ),
+            lengths,
+            threads,
+        )
+        return result
+
+
+def _shared(work: Callable[[slice], Any], lengths: Int64, threads: int) -> Any:
+    """`work` over slices of the windows with about equally many tokens, one a thread; its arrays, joined."""
+    ends = np.cumsum(lengths)
+    total = int(ends[-1]) if len(ends) else 0
+    parts = max(1, min(threads, total // TOKENS_A_THREAD))
+    if parts == 1:
+        return work(slice(0, len(lengths)))
+    cuts = np.searchsorted(ends, np.linspace(0, total, parts + 1)[1:-1]).tolist()
+    slices = [slice(a, b) for a, b in zip([0, *cuts], [*cuts, len(lengths)], strict=True)]
+    with ThreadPoolExecutor(parts) as pool:
+        return np.concatenate(list(pool.map(work, slices)))

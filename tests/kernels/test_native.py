@@ -1,0 +1,269 @@
+"""The native kernels against NumPy, on every variant that this machine can run."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hybrid_retrieval.errors import InputError
+from hybrid_retrieval.kernels import dispatch
+from hybrid_retrieval.kernels.reference import PackedTokens, bucket_table, packed_maxsim, weight_table
+
+VARIANTS = [name for name in dispatch.variants() if name != dispatch.NUMPY]
+pytestmark = pytest.mark.skipif(
+    not VARIANTS, reason="installed without a compiler: there are no native kernels to test"
+)
+
+every_variant = pytest.mark.parametrize("variant", VARIANTS)
+HIDDEN, HEADS, SIZE, INNER = 64, 2, 32, 48
+
+
+def unit(x: np.ndarray) -> np.ndarray:
+    return (x / np.linalg.norm(x, axis=1, keepdims=True)).astype(np.float32)
+
+
+class Tokens:
+    """Random packed tokens in ragged windows."""
+
+    def __init__(self, seed: int, lengths: list[int], *, dimensions: int, nbits: int, centroids: int) -> None:
+        random = np.random.default_rng(seed)
+        total = sum(lengths)
+        self.centroids = unit(random.standard_normal((centroids, dimensions)))
+        self.weights = np.sort(random.standard_normal(2**nbits) * 0.5 / math.sqrt(dimensions)).astype(np.float32)
+        self.codes = random.integers(0, centroids, total).astype(np.uint32)
+        self.residuals = random.integers(0, 256, (total, dimensions * nbits // 8)).astype(np.uint8)
+        self.lengths = np.array(lengths, np.int64)
+        self.starts = np.cumsum(self.lengths) - self.lengths
+        self.nbits = nbits
+
+    def codec(self, variant: str) -> Any:
+        return dispatch.module().Codec(variant, self.centroids, self.weights, bucket_table(self.nbits))
+
+    def native(self, variant: str, query: np.ndarray) -> np.ndarray:
+        codec = self.codec(variant)
+        scores = codec.centroid_scores(query)
+        return codec.maxsim(query, scores, self.codes, self.residuals, self.starts, self.lengths)
+
+    def reference(self, query: np.ndarray) -> np.ndarray:
+        packed = PackedTokens(self.codes, self.residuals, self.centroids, weight_table(self.weights))
+        return packed_maxsim(query, packed, self.starts, self.lengths)
+
+
+@every_variant
+@settings(max_examples=60, deadline=None)
+@given(
+    seed=st.integers(0, 2**31),
+    lengths=st.lists(st.integers(0, 40), min_size=0, max_size=12),
+    query_tokens=st.integers(1, 70),
+    dimensions=st.sampled_from([8, 64, 96, 128, 256]),
+    nbits=st.sampled_from([1, 2, 4, 8]),
+    centroids=st.integers(1, 20),
+)
+def test_maxsim_from_packed_residuals_is_the_reference_s(
+    variant: str, seed: int, lengths: list[int], query_tokens: int, dimensions: int, nbits: int, centroids: int
+) -> None:
+    tokens = Tokens(seed, lengths, dimensions=dimensions, nbits=nbits, centroids=centroids)
+    query = unit(np.random.default_rng(seed).standard_normal((query_tokens, dimensions)))
+    found, expected = tokens.native(variant, query), tokens.reference(query)
+    np.testing.assert_array_equal(np.isneginf(found), np.isneginf(expected))
+    real = np.isfinite(expected)
+    np.testing.assert_allclose(found[real], expected[real], atol=5e-5 * query_tokens)
+
+
+@every_variant
+def test_equal_windows_tie_wherever_they_stand(variant: str) -> None:
+    tokens = Tokens(3, [7, 20, 1, 33], dimensions=128, nbits=2, centroids=9)
+    order = np.array([1, 0, 3, 1, 2, 1])
+    query = unit(np.random.default_rng(5).standard_normal((19, 128)))
+    codec = tokens.codec(variant)
+    scores = codec.centroid_scores(query)
+    once = codec.maxsim(query, scores, tokens.codes, tokens.residuals, tokens.starts, tokens.lengths)
+    mixed = codec.maxsim(
+        query, scores, tokens.codes, tokens.residuals, tokens.starts[order].copy(), tokens.lengths[order].copy()
+    )
+    np.testing.assert_array_equal(mixed, once[order])
+
+
+def test_variants_agree() -> None:
+    tokens = Tokens(11, [5, 90, 17], dimensions=128, nbits=2, centroids=30)
+    query = unit(np.random.default_rng(1).standard_normal((32, 128)))
+    first, *others = [tokens.native(variant, query) for variant in VARIANTS]
+    for other in others:
+        np.testing.assert_allclose(other, first, rtol=1e-6)
+
+
+@every_variant
+@given(seed=st.integers(0, 2**31), lengths=st.lists(st.integers(0, 30), max_size=9), query_tokens=st.integers(1, 70))
+@settings(max_examples=40, deadline=None)
+def test_approximate_scores_sum_the_best_levels(variant: str, seed: int, lengths: list[int], query_tokens: int) -> None:
+    tokens = Tokens(seed, lengths, dimensions=8, nbits=2, centroids=6)
+    table = np.zeros((6, -(-query_tokens // 32) * 32), np.uint8)
+    table[:, :query_tokens] = np.random.default_rng(seed).integers(0, 256, (6, query_tokens))
+    found = tokens.codec(variant).approximate(table, tokens.codes, tokens.starts, tokens.lengths)
+    for window, (start, length) in enumerate(zip(tokens.starts, tokens.lengths, strict=True)):
+        rows = table[tokens.codes[start : start + length]].astype(np.int64)
+        assert found[window] == (rows.max(axis=0).sum() if length else -1)
+
+
+@every_variant
+def test_candidates_are_the_windows_of_the_best_centroids(variant: str) -> None:
+    random = np.random.default_rng(2)
+    tokens = Tokens(2, [], dimensions=8, nbits=2, centroids=40)
+    table = np.zeros((40, 32), np.uint8)
+    table[:, :5] = np.array([random.permutation(40) for _ in range(5)]).T  # no ties
+    lists = [np.sort(random.choice(60, random.integers(0, 6), replace=False)) for _ in range(40)]
+    offsets = np.cumsum([0, *map(len, lists)]).astype(np.int64)
+    flat = np.concatenate(lists).astype(np.uint32)
+    for nprobe in (1, 3, 40, 100):
+        best = {c for q in range(5) for c in np.argsort(-table[:, q].astype(int))[:nprobe]}
+        expected = sorted({int(w) for c in best for w in lists[c]})
+        assert tokens.codec(variant).candidates(table, 5, nprobe, flat, offsets, 60).tolist() == expected
+
+
+@every_variant
+def test_arrays_that_contradict_each_other_are_refused(variant: str) -> None:
+    tokens = Tokens(0, [4, 4], dimensions=16, nbits=2, centroids=3)
+    query = unit(np.random.default_rng(0).standard_normal((2, 16)))
+    codec = tokens.codec(variant)
+    scores = codec.centroid_scores(query)
+    rest = (tokens.starts, tokens.lengths)
+    with pytest.raises(ValueError, match="not below the number of centroids"):
+        codec.maxsim(query, scores, tokens.codes + np.uint32(3), tokens.residuals, *rest)
+    with pytest.raises(ValueError, match="outside the tokens"):
+        codec.maxsim(query, scores, tokens.codes, tokens.residuals, tokens.starts + 1, tokens.lengths)
+    with pytest.raises(ValueError, match="outside the tokens"):
+        codec.maxsim(query, scores, tokens.codes, tokens.residuals, tokens.starts, np.array([-1, 4]))
+    with pytest.raises(ValueError, match="residuals must be"):
+        codec.maxsim(query, scores, tokens.codes, tokens.residuals[:, :2].copy(), *rest)
+    with pytest.raises(ValueError, match="centroid_scores"):
+        codec.maxsim(query, scores[:2].copy(), tokens.codes, tokens.residuals, *rest)
+    with pytest.raises(ValueError, match="does not exist"):
+        codec.candidates(
+            np.zeros((3, 32), np.uint8), 1, 1, np.array([9], np.uint32), np.array([0, 1, 1, 1], np.int64), 5
+        )
+    with pytest.raises(ValueError, match="multiple of 8"):
+        dispatch.module().Codec(variant, np.ones((2, 12), np.float32), np.zeros(4, np.float32), bucket_table(2))
+
+
+def test_a_variant_that_cannot_run_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ValueError, match="cannot run"):
+        dispatch.module().Codec("sse9", np.ones((2, 8), np.float32), np.zeros(4, np.float32), bucket_table(2))
+    monkeypatch.setenv(dispatch.VARIABLE, "sse9")
+    with pytest.raises(InputError, match="HYBRID_RETRIEVAL_KERNELS must be auto or one of"):
+        dispatch.variant()
+    monkeypatch.setenv(dispatch.VARIABLE, "portable")
+    assert dispatch.variant() == "portable"
+
+
+def quantised_product(x: np.ndarray, weight: np.ndarray, scale: np.ndarray, bias: np.ndarray) -> np.ndarray:
+    """What `dense` computes: rows of x on 2,047 levels, exact sums."""
+    most = np.abs(x).max(axis=1, keepdims=True)
+    factor = np.divide(np.float32(2047), most, out=np.zeros_like(most), where=most > 0)
+    sums = np.rint(x * factor).astype(np.int64) @ weight.astype(np.int64)
+    return sums.astype(np.float32) * (most / np.float32(2047) * scale) + bias
+
+
+@every_variant
+@settings(max_examples=40, deadline=None)
+@given(seed=st.integers(0, 2**31), m=st.integers(0, 11), k=st.sampled_from([2, 30, 384]), n=st.integers(1, 70))
+def test_dense_is_exact_on_its_levels(variant: str, seed: int, m: int, k: int, n: int) -> None:
+    random = np.random.default_rng(seed)
+    x = random.standard_normal((m, k)).astype(np.float32)
+    if m > 2:
+        x[1] = 0
+    weight = random.integers(-127, 128, (k, n)).astype(np.int8)
+    scale, bias = random.random(n).astype(np.float32), random.standard_normal(n).astype(np.float32)
+    found = dispatch.module().dense(variant, x, weight, scale, bias)
+    expected = quantised_product(x, weight, scale, bias)
+    np.testing.assert_allclose(found, expected, rtol=2e-6, atol=2e-6 * np.abs(expected).max(initial=1))
+
+
+def layer_arrays(random: np.random.Generator) -> list[np.ndarray]:
+    def dense(k: int, n: int) -> list[np.ndarray]:
+        scale = np.full(n, 1 / (73 * math.sqrt(k)), np.float32)
+        return [random.integers(-127, 128, (k, n)).astype(np.int8), scale, random.normal(0, 0.1, n).astype(np.float32)]
+
+    def norm() -> list[np.ndarray]:
+        return [random.normal(1, 0.1, HIDDEN).astype(np.float32), random.normal(0, 0.1, HIDDEN).astype(np.float32)]
+
+    width = HEADS * SIZE
+    return [
+        *dense(HIDDEN, 3 * width), *dense(width, HIDDEN), *norm(), *dense(HIDDEN, INNER), *dense(INNER, HIDDEN), *norm()
+    ]  # fmt: skip
+
+
+def layer_norm(x: np.ndarray, weight: np.ndarray, bias: np.ndarray) -> np.ndarray:
+    centred = x - x.mean(axis=1, keepdims=True)
+    return centred / np.sqrt(np.square(centred).mean(axis=1, keepdims=True) + 1e-12) * weight + bias
+
+
+def reference_layer(x: np.ndarray, arrays: list[np.ndarray]) -> np.ndarray:
+    """One BERT layer over one sequence [L, H], post-LayerNorm, exact GELU, with the quantised products."""
+    qkv = quantised_product(x, *arrays[0:3])
+    q, k, v = (part.reshape(len(x), HEADS, SIZE).transpose(1, 0, 2) for part in np.split(qkv, 3, axis=1))
+    scores = q @ k.transpose(0, 2, 1) / math.sqrt(SIZE)
+    shares = np.exp(scores - scores.max(axis=-1, keepdims=True))
+    shares /= shares.sum(axis=-1, keepdims=True)
+    attended = (shares @ v).transpose(1, 0, 2).reshape(len(x), HEADS * SIZE).astype(np.float32)
+    x = layer_norm(x + quantised_product(attended, *arrays[3:6]), *arrays[6:8]).astype(np.float32)
+    inner = quantised_product(x, *arrays[8:11])
+    erf = np.vectorize(math.erf)
+    inner = (0.5 * inner * (1 + erf(inner / math.sqrt(2)))).astype(np.float32)
+    return layer_norm(x + quantised_product(inner, *arrays[11:14]), *arrays[14:16]).astype(np.float32)
+
+
+@every_variant
+def test_trunk_is_a_transformer_whatever_runs_beside_a_sequence(variant: str) -> None:
+    random = np.random.default_rng(4)
+    layers = [layer_arrays(random) for _ in range(2)]
+    trunk = dispatch.module().Trunk(variant, HIDDEN, HEADS, SIZE, 1e-12)
+    for arrays in layers:
+        trunk.add_layer(*arrays)
+    lengths = [1, 37, 0, 5, 200, 2]
+    offsets = np.cumsum([0, *lengths]).astype(np.int64)
+    x = random.standard_normal((int(offsets[-1]), HIDDEN)).astype(np.float32)
+    found = trunk.run(x, offsets)
+    for i, length in enumerate(lengths):
+        rows = slice(offsets[i], offsets[i + 1])
+        if length:
+            expected = x[rows]
+            for arrays in layers:
+                expected = reference_layer(expected, arrays)
+            # A level more or less where a value lies between two: one part in 2,047 of a row's largest.
+            np.testing.assert_allclose(found[rows], expected, atol=4e-3)
+        alone = trunk.run(x[rows].copy(), np.array([0, length], np.int64))
+        np.testing.assert_array_equal(alone, found[rows])
+
+
+@every_variant
+def test_project_gives_unit_rows(variant: str) -> None:
+    random = np.random.default_rng(6)
+    for m, n in ((0, 8), (1, 8), (9, 100), (6, 128)):
+        x = random.standard_normal((m, 64)).astype(np.float32)
+        weight = random.standard_normal((n, 64)).astype(np.float32)
+        np.testing.assert_allclose(
+            dispatch.module().project(variant, x, weight), unit(x @ weight.T) if m else np.empty((0, n)), atol=1e-6
+        )
+
+
+@every_variant
+def test_trunk_refuses_what_does_not_fit(variant: str) -> None:
+    native = dispatch.module()
+    arrays = layer_arrays(np.random.default_rng(0))
+    trunk = native.Trunk(variant, HIDDEN, HEADS, SIZE, 1e-12)
+    with pytest.raises(ValueError, match="qkv must be"):
+        trunk.add_layer(*arrays[3:6], *arrays[3:])
+    with pytest.raises(ValueError, match="multiple of 32"):
+        native.Trunk(variant, HIDDEN, HEADS, 20, 1e-12)
+    trunk.add_layer(*arrays)
+    x = np.zeros((3, HIDDEN), np.float32)
+    for offsets, message in (([0, 2], "end at"), ([1, 3], "start at 0"), ([0, 3, 2, 3], "never fall")):
+        with pytest.raises(ValueError, match=message):
+            trunk.run(x, np.array(offsets, np.int64))
+    with pytest.raises(ValueError, match="hidden"):
+        trunk.run(np.zeros((3, 5), np.float32), np.array([0, 3], np.int64))
