@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: demo test check format clean
+.PHONY: demo test check format sanitize clean
 
 demo: $(VENV)/.installed
 	$(BIN)/hybrid-retrieval demo
@@ -20,6 +20,19 @@ check: $(VENV)/.installed-dev
 format: $(VENV)/.installed-dev
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+# The kernels and the index reader under a sanitizer, in an environment of its own: SANITIZE=address (with undefined) or thread.
+SANITIZE ?= address
+sanitize:
+	$(PYTHON) -m venv .venv-sanitize
+	.venv-sanitize/bin/pip --disable-pip-version-check install -q pytest hypothesis
+	.venv-sanitize/bin/pip --disable-pip-version-check install -q -e . \
+	  -C cmake.define.HR_SANITIZE=$(if $(filter address,$(SANITIZE)),address$(comma)undefined,$(SANITIZE)) -C install.strip=false
+	LD_PRELOAD="$$($(CXX) -print-file-name=$(if $(filter thread,$(SANITIZE)),libtsan.so,libasan.so))" \
+	  ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 TSAN_OPTIONS=halt_on_error=1 \
+	  PYTHONMALLOC=malloc .venv-sanitize/bin/python -m pytest tests/kernels tests/faults/test_fuzz.py tests/search
+
+comma := ,
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
@@ -38,4 +51,4 @@ $(VENV)/.installed-dev: pyproject.toml constraints-dev.txt | $(VENV)/bin/python
 	@touch $(VENV)/.installed $@
 
 clean:
-	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .venv-sanitize build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

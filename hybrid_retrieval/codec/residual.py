@@ -128,8 +128,8 @@ class ResidualCodec:
         for name in FILES:
             try:
                 arrays.append(np.load(folder / name, allow_pickle=False))
-            except (OSError, ValueError, EOFError) as error:
-                raise IndexDamagedError(f"{folder / name}: not a readable codec file ({error})") from None
+            except Exception as error:  # a damaged header fails in whatever way Python's own parser does
+                raise IndexDamagedError(f"{folder / name}: not a readable codec file ({error!r:.200})") from None
         try:
             return cls(*arrays)
         except (ArrayError, AttributeError) as error:

@@ -1,4 +1,4 @@
-"""The four steps of stage 1 on the native kernels. Same results as `steps`, but for what is said in each."""
+"""The steps of stage 1 on the native kernels: the four of `steps`, and one more that prunes between the last two."""
 
 from __future__ import annotations
 
@@ -17,6 +17,8 @@ from hybrid_retrieval.storage import Segment
 Int64 = NDArray[np.int64]
 
 LONGEST_VECTOR = 1024
+# A token whose centroid scores lower than another's by more than this seldom scores higher than it with its residual.
+SLACK = 0.12
 # Below this a part of the work is not worth a thread.
 TOKENS_A_THREAD = 8192
 
@@ -60,6 +62,30 @@ class NativeCodec:
         lengths = segment.token_offsets[windows + 1] - starts
         result: NDArray[np.int32] = _shared(
             lambda part: self._codec.approximate(table, segment.codes, starts[part], lengths[part]), lengths, threads
+        )
+        return result
+
+    def refined_scores(
+        self,
+        query: Float32,
+        scores: Float32,
+        table: NDArray[np.uint8],
+        segment: Segment,
+        windows: Int64,
+        threads: int,
+    ) -> Float32:
+        """Between steps 3 and 4. float32: MaxSim over the pairs of tokens that are likely to hold a maximum, those whose
+        centroid's score is within `SLACK` of the window's best for the query token; never more than MaxSim."""
+        used = scores[:, : len(query)]
+        slack = min(255, int(np.ceil(SLACK * 255 / max(float(used.max() - used.min()), 1e-9))))
+        starts = segment.token_offsets[windows]
+        lengths = segment.token_offsets[windows + 1] - starts
+        result: Float32 = _shared(
+            lambda part: self._codec.refine(
+                query, scores, table, slack, segment.codes, segment.residuals, starts[part], lengths[part]
+            ),
+            lengths,
+            threads,
         )
         return result
 
