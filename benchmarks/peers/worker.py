@@ -3,9 +3,10 @@
     python worker.py SYSTEM VECTORS.npz FOLDER [THREADS]
 
 SYSTEM: hybrid-retrieval, hybrid-retrieval-exact, colbert-ai, fast-plaid, xtr-warp-rs, maxsim-cpu or exact-torch.
-VECTORS: `data` float16 [T, D], `offsets` [N + 1], `queries` float32 [Lq, D] side by side with `query_offsets`. The first line on standard output
-reports the build: {"build_s", "bytes", "version"}. Then each line {"query", "k"} on standard input is answered by
-{"ms", "ids", "rss_mb"}; query encoding is no part of it. Needs nothing of this project but for its own system.
+VECTORS: `data` float16 [T, D], `offsets` [N + 1], `queries` float32 [Lq, D] side by side with `query_offsets`. The
+first line on standard output reports the build: {"build_s", "bytes", "version"}. Then each line {"query", "k"} on
+standard input is answered by {"ms", "ids", "rss_mb"}; query encoding is no part of it. Needs nothing of this project
+but for its own system.
 """
 
 from __future__ import annotations

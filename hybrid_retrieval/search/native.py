@@ -74,8 +74,11 @@ class NativeCodec:
         windows: Int64,
         threads: int,
     ) -> Float32:
-        """Between steps 3 and 4. float32: MaxSim over the pairs of tokens that are likely to hold a maximum, those whose
-        centroid's score is within `SLACK` of the window's best for the query token; never more than MaxSim."""
+        """Between steps 3 and 4. float32: MaxSim over the pairs of tokens that are likely to hold a maximum.
+
+        A pair counts where its centroid's score is within `SLACK` of the window's best for the query token, so the
+        result is never more than MaxSim.
+        """
         used = scores[:, : len(query)]
         slack = min(255, int(np.ceil(SLACK * 255 / max(float(used.max() - used.min()), 1e-9))))
         starts = segment.token_offsets[windows]

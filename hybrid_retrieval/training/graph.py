@@ -61,7 +61,7 @@ class GraphBuilder:
 
     def weight(self, name: str, value: np.ndarray) -> str:
         """An initializer that lies in the weights file."""
-        self.weights[name] = np.ascontiguousarray(value)
+        self.weights[name] = np.array(value, order="C")  # keeps a scalar a scalar
         return name
 
     def node(

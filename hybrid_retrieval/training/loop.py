@@ -33,12 +33,14 @@ def train(
     head_rate: float,
     checkpoint: Path,
     resume: bool,
+    stop_after: int = 0,
     warmup: int = 20,
     log_every: int = 10,
     save_every: int = 50,
 ) -> bool:
     """Run ``step(i)`` -> (loss, figures to log) for i < ``steps`` with AdamW, linear warm-up and linear decay to zero.
-    ``step`` must depend on i alone. Returns False when a signal stopped it (the checkpoint is written)."""
+    ``stop_after`` ends it early on the same schedule (0: not). ``step`` must depend on i alone. Returns False
+    when a signal stopped it (the checkpoint is written)."""
     optimizer = torch.optim.AdamW(parameter_groups(model, rate, head_rate), betas=(0.9, 0.98), weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda i: min((i + 1) / warmup, max(0.0, (steps - i) / max(1, steps - warmup)))
@@ -68,7 +70,8 @@ def train(
     began = time.monotonic()
     model.train()
     try:
-        for i in range(start, steps):
+        last = stop_after or steps
+        for i in range(start, last):
             loss, figures = step(i)
             if not math.isfinite(loss.item()):
                 raise RuntimeError(f"step {i}: the loss is {loss.item()}; lower the learning rate")
@@ -83,7 +86,7 @@ def train(
                 text = " ".join(f"{name} {value:.4f}" for name, value in totals.items())
                 print(f"step {i + 1}/{steps} {text} ({time.monotonic() - began:.0f} s)", flush=True)
                 totals = {}
-            if stop or (i + 1) % save_every == 0 or i + 1 == steps:
+            if stop or (i + 1) % save_every == 0 or i + 1 == last:
                 save(i + 1)
             if stop:
                 return False

@@ -1,4 +1,4 @@
-"""Recipe of the embedded cross-encoder: the encoder's layers, trained listwise against negatives that it mines."""
+"""Recipe of the embedded cross-encoder: the pruned base, trained listwise against negatives mined with the encoder."""
 
 from __future__ import annotations
 
@@ -64,12 +64,15 @@ def train_reranker(
     mined: dict[str, list[tuple[Pair, list[Pair]]]],
     *,
     steps: int,
+    stop_after: int,
     checkpoint: Path,
     resume: bool,
     questions: int = 8,
     seed: int = 0,
 ) -> bool:
-    """Listwise softmax over the positive and ``NEGATIVES`` mined negatives of ``questions`` questions a step."""
+    """Listwise softmax over the positive and ``NEGATIVES`` mined negatives of ``questions`` questions a step.
+    The learning
+    rate falls to zero over ``steps``; training ends after ``stop_after`` of them."""
     names = [name for name in data.WEIGHTS if mined.get(name)]
     weights = [data.WEIGHTS[name] for name in names]
 
@@ -92,6 +95,7 @@ def train_reranker(
         model,
         step,
         steps=steps,
+        stop_after=stop_after,
         rate=1.5e-4,
         head_rate=5e-4,
         checkpoint=checkpoint,

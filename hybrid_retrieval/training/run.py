@@ -1,5 +1,6 @@
-"""The whole training, in two stages: the encoder; then the cross-encoder, from the encoder's layers and against
-negatives that the encoder finds. Each stage ends by writing model files."""
+"""The whole training, in three stages: the encoder's projection; a pruned and distilled student, which mines
+negatives; the
+cross-encoder from the pruned trunk. The first and the last write model files."""
 
 from __future__ import annotations
 
@@ -11,7 +12,7 @@ import torch
 from tokenizers import Tokenizer
 from torch import nn
 
-from hybrid_retrieval.training import data, encoder_recipe, reranker_recipe
+from hybrid_retrieval.training import data, encoder_recipe, projection_recipe, reranker_recipe
 from hybrid_retrieval.training.base_weights import BaseModel, read_base, tokenizer_json
 from hybrid_retrieval.training.export import write_encoder, write_reranker
 from hybrid_retrieval.training.modules import CrossEncoder, Encoder, Trunk
@@ -44,45 +45,85 @@ def run(
     heads: int,
     inner: int,
     dimensions: int,
-    encoder_steps: int,
+    projection_steps: int,
+    student_steps: int,
     reranker_steps: int,
+    reranker_stop: int,
     fusion_weight: float,
     only: str | None,
     seed: int,
     threads: int,
     resume: bool,
 ) -> bool:
-    """Train what ``only`` asks for (both stages when None) and write the files; False when a signal stopped it."""
+    """Train what ``only`` asks for (all three stages when None) and write the files; False when a signal
+    stopped the training."""
     torch.set_num_threads(threads)
     torch.manual_seed(seed)
     work.mkdir(parents=True, exist_ok=True)
     source = read_base(base)
     tokenizer = Tokenizer.from_str(tokenizer_json(source))
     drawn = data.load_pairs(pairs, tokenizer, limit=4000, seed=seed)
-    widths = [(heads, inner)] * source.layers
-    encoder = Encoder(Trunk(source, list(range(source.layers)), widths), dimensions)
-    checkpoint = work / "encoder.ckpt"
     if only in (None, "encoder"):
-        start = work / "start.pt"
-        if not (resume and start.exists()):
-            lines = data.load_sentences(sentences, tokenizer)
-            lines = lines[:: max(1, len(lines) // 120)]
-            pruned = encoder_recipe.start(source, drawn, lines, heads=heads, inner=inner, dimensions=dimensions)
-            torch.save(pruned.state_dict(), start)
-        encoder.load_state_dict(torch.load(start, weights_only=True))
-        bitext = data.load_bitext(sentences, tokenizer, per_language=200, seed=seed)
-        pool = encoder_recipe.build_pool(source, drawn, bitext, per_weight=200)
-        if not encoder_recipe.train_encoder(
-            encoder, pool, steps=encoder_steps, checkpoint=checkpoint, resume=resume, seed=seed
-        ):
-            return False
-        write_encoder(source, arrays(encoder), out, ENCODER)
+        bitext = data.load_bitext(sentences, tokenizer, per_language=110, seed=seed)
+        full = projection_recipe.train_projection(
+            source, drawn, bitext, per_weight=45, dimensions=dimensions, steps=projection_steps, seed=seed
+        )
+        torch.save({"model": full.state_dict()}, work / "projection.ckpt")
+        write_encoder(source, arrays(full), out, ENCODER)
     if only == "encoder":
         return True
-    encoder.load_state_dict(torch.load(checkpoint, weights_only=True)["model"])
+    lines = data.load_sentences(sentences, tokenizer)
+    student = _start(source, drawn, lines, work, heads=heads, inner=inner, dimensions=dimensions, resume=resume)
+    if only in (None, "student"):
+        done = encoder_recipe.train_encoder(
+            source,
+            student,
+            drawn,
+            lines,
+            steps=student_steps,
+            checkpoint=work / "encoder.ckpt",
+            resume=resume,
+            seed=seed,
+        )
+        if not done:
+            return False
+    if only == "student":
+        return True
     return _reranker(
-        source, encoder, drawn, work, out, steps=reranker_steps, weight=fusion_weight, seed=seed, resume=resume
+        source,
+        student,
+        drawn,
+        work,
+        out,
+        steps=reranker_steps,
+        stop_after=reranker_stop,
+        weight=fusion_weight,
+        seed=seed,
+        resume=resume,
     )
+
+
+def _start(
+    base: BaseModel,
+    pairs: dict[str, list[data.Pair]],
+    sentences: list[list[int]],
+    work: Path,
+    *,
+    heads: int,
+    inner: int,
+    dimensions: int,
+    resume: bool,
+) -> Encoder:
+    path = work / "start.pt"
+    if resume and path.exists():
+        trunk = Trunk(base, list(range(base.layers)), [(heads, inner)] * base.layers)
+        model = Encoder(trunk, dimensions)
+        model.load_state_dict(torch.load(path, weights_only=True))
+        return model
+    calibration = sentences[:: max(1, len(sentences) // 120)]
+    model = encoder_recipe.start(base, pairs, calibration, heads=heads, inner=inner, dimensions=dimensions)
+    torch.save(model.state_dict(), path)
+    return model
 
 
 def _reranker(
@@ -93,19 +134,23 @@ def _reranker(
     out: Path,
     *,
     steps: int,
+    stop_after: int,
     weight: float,
     seed: int,
     resume: bool,
 ) -> bool:
-    """Mine negatives with the trained encoder, train the cross-encoder from its layers, export."""
+    """Mine negatives with the trained encoder, train the cross-encoder from the pruned base, export."""
+    model = CrossEncoder(Trunk(base, encoder.trunk.keep, encoder.trunk.widths))
+    pruned = torch.load(work / "start.pt", weights_only=True)
+    model.trunk.load_state_dict({k.removeprefix("trunk."): v for k, v in pruned.items() if k.startswith("trunk.")})
+    encoder.load_state_dict(torch.load(work / "encoder.ckpt", weights_only=True)["model"])
     encoder.eval()
     mined = {}
     for name, items in pairs.items():
-        mined[name] = reranker_recipe.mine(encoder, items, questions=min(600, 150 * data.WEIGHTS[name]))
+        mined[name] = reranker_recipe.mine(encoder, items, questions=min(400, 100 * data.WEIGHTS[name]))
         print(f"mined {name}: {len(mined[name])} questions", flush=True)
-    model = CrossEncoder(encoder.trunk)
     done = reranker_recipe.train_reranker(
-        model, mined, steps=steps, checkpoint=work / "reranker.ckpt", resume=resume, seed=seed
+        model, mined, steps=steps, stop_after=stop_after, checkpoint=work / "reranker.ckpt", resume=resume, seed=seed
     )
     if done:
         note = (

@@ -170,7 +170,7 @@ def quantised_product(x: np.ndarray, weight: np.ndarray, scale: np.ndarray, bias
 
 @every_variant
 @settings(max_examples=40, deadline=None)
-@given(seed=st.integers(0, 2**31), m=st.integers(0, 11), k=st.sampled_from([2, 30, 384]), n=st.integers(1, 70))
+@given(seed=st.integers(0, 2**31), m=st.integers(0, 11), k=st.sampled_from([2, 30, 384, 1536]), n=st.integers(1, 70))
 def test_dense_is_exact_on_its_levels(variant: str, seed: int, m: int, k: int, n: int) -> None:
     random = np.random.default_rng(seed)
     x = random.standard_normal((m, k)).astype(np.float32)

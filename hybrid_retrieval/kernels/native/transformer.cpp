@@ -30,6 +30,7 @@ constexpr int kLanes = 4;
 #endif
 constexpr int64_t kRows = 4;     // with two accumulators each they fit 16 registers
 constexpr int64_t kBlock = 128;  // rows that stay in the second-level cache while all panels pass
+constexpr int64_t kInputs = 512;  // of a panel at a time: 16 KB of weights that stay in the first-level cache
 constexpr int64_t kGroup = 160;  // tokens that go through the layers together, at least, where there are as many
 constexpr float kLevels = 2047.0f;  // 2047 * 127 * K stays below 2^31 up to K = 8,259
 
@@ -72,9 +73,9 @@ void quantise_rows(const float* x, int64_t m, int64_t k, int16_t* q, float* scal
     }
 }
 
-// Whole-number sums of `rows` <= kRows rows with one panel: sums [rows][kPanel].
+// Whole-number sums of `rows` rows, `stride` apart, over k inputs of one panel: sums [rows][kPanel].
 template <int rows>
-inline void multiply(const int16_t* a, int64_t k, const int16_t* panel, int32_t* sums) {
+inline void multiply(const int16_t* a, int64_t stride, int64_t k, const int16_t* panel, int32_t* sums) {
 #if defined(__AVX512VNNI__)
     __m512i acc[rows][2];
     for (int r = 0; r < rows; ++r) acc[r][0] = acc[r][1] = _mm512_setzero_si512();
@@ -83,7 +84,7 @@ inline void multiply(const int16_t* a, int64_t k, const int16_t* panel, int32_t*
         const __m512i b1 = _mm512_loadu_si512(panel + i * 2 * kPanel + 32);
         for (int r = 0; r < rows; ++r) {
             int32_t two;
-            std::memcpy(&two, a + r * k + 2 * i, 4);
+            std::memcpy(&two, a + r * stride + 2 * i, 4);
             const __m512i both = _mm512_set1_epi32(two);
             acc[r][0] = _mm512_dpwssd_epi32(acc[r][0], both, b0);
             acc[r][1] = _mm512_dpwssd_epi32(acc[r][1], both, b1);
@@ -101,7 +102,7 @@ inline void multiply(const int16_t* a, int64_t k, const int16_t* panel, int32_t*
         const __m256i b1 = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(panel + i * 2 * kPanel + 16));
         for (int r = 0; r < rows; ++r) {
             int32_t two;
-            std::memcpy(&two, a + r * k + 2 * i, 4);
+            std::memcpy(&two, a + r * stride + 2 * i, 4);
             const __m256i both = _mm256_set1_epi32(two);
             acc[r][0] = _mm256_add_epi32(acc[r][0], _mm256_madd_epi16(both, b0));
             acc[r][1] = _mm256_add_epi32(acc[r][1], _mm256_madd_epi16(both, b1));
@@ -115,7 +116,7 @@ inline void multiply(const int16_t* a, int64_t k, const int16_t* panel, int32_t*
     for (int r = 0; r < rows; ++r) {
         int32_t acc[kPanel] = {};
         for (int64_t i = 0; i < k / 2; ++i) {
-            const int32_t first = a[r * k + 2 * i], second = a[r * k + 2 * i + 1];
+            const int32_t first = a[r * stride + 2 * i], second = a[r * stride + 2 * i + 1];
             const int16_t* b = panel + i * 2 * kPanel;
             for (int64_t j = 0; j < kPanel; ++j) acc[j] += first * b[2 * j] + second * b[2 * j + 1];
         }
@@ -129,10 +130,19 @@ struct Scratch {
     std::vector<float> scale;
 };
 
+// Rows i to i + rows of one panel, inputs from `from` on: added to what `partial` [rows][kPanel] holds, and written to out
+// with the last inputs.
 template <int rows>
-inline void tile(const Scratch& x, int64_t i, const Dense& layer, int64_t p, float* out) {
+inline void tile(const Scratch& x, int64_t i, const Dense& layer, int64_t p, int64_t from, int32_t* partial, float* out) {
     int32_t sums[rows * kPanel];
-    multiply<rows>(x.codes.data() + i * layer.k, layer.k, layer.packed + p * layer.k * kPanel, sums);
+    const int64_t count = std::min(kInputs, layer.k - from);
+    multiply<rows>(x.codes.data() + i * layer.k + from, layer.k, count, layer.packed + (p * layer.k + from) * kPanel, sums);
+    if (from > 0)
+        for (int64_t j = 0; j < rows * kPanel; ++j) sums[j] += partial[j];
+    if (from + count < layer.k) {
+        std::memcpy(partial, sums, sizeof sums);
+        return;
+    }
     const int64_t first = p * kPanel, width = std::min(kPanel, layer.n - first);
     for (int r = 0; r < rows; ++r) {
         float* to = out + (i + r) * layer.n + first;
@@ -148,13 +158,16 @@ void multiply_all(const float* x, int64_t m, const Dense& layer, float* out, Scr
     scratch.scale.resize(m);
     quantise_rows(x, m, layer.k, scratch.codes.data(), scratch.scale.data());
     const int64_t panels = (layer.n + kPanel - 1) / kPanel;
+    int32_t partial[kBlock * kPanel];
     for (int64_t first = 0; first < m; first += kBlock) {
         const int64_t last = std::min(m, first + kBlock);
-        for (int64_t p = 0; p < panels; ++p) {
-            int64_t i = first;
-            for (; i + kRows <= last; i += kRows) tile<kRows>(scratch, i, layer, p, out);
-            for (; i < last; ++i) tile<1>(scratch, i, layer, p, out);
-        }
+        for (int64_t p = 0; p < panels; ++p)
+            for (int64_t from = 0; from < layer.k; from += kInputs) {
+                int64_t i = first;
+                for (; i + kRows <= last; i += kRows)
+                    tile<kRows>(scratch, i, layer, p, from, partial + (i - first) * kPanel, out);
+                for (; i < last; ++i) tile<1>(scratch, i, layer, p, from, partial + (i - first) * kPanel, out);
+            }
     }
 }
 
