@@ -32,6 +32,7 @@ FLOORS = {
     "search": 5,
     "builder": 5,
     "index": 6,
+    "interchange": 6,
     "pipeline": 7,
     "doctor": 8,
     "evaluation": 8,

@@ -15,6 +15,7 @@ import click
 from hybrid_retrieval import __version__
 from hybrid_retrieval.cli.build import build, info, verify
 from hybrid_retrieval.cli.evaluate import evaluate
+from hybrid_retrieval.cli.interchange import export_colbert, import_colbert
 from hybrid_retrieval.cli.models import demo, doctor, export_onnx
 from hybrid_retrieval.cli.query import query, rerank
 from hybrid_retrieval.errors import HybridRetrievalError
@@ -26,7 +27,19 @@ def cli() -> None:
     """Two-stage retrieval: ColBERT finds the candidates, a cross-encoder orders them."""
 
 
-for command in (build, query, rerank, evaluate, info, verify, export_onnx, doctor, demo):
+for command in (
+    build,
+    query,
+    rerank,
+    evaluate,
+    info,
+    verify,
+    import_colbert,
+    export_colbert,
+    export_onnx,
+    doctor,
+    demo,
+):
     cli.add_command(command)
 
 

@@ -1,0 +1,55 @@
+"""`import-colbert` and `export-colbert`: indexes that come from colbert-ai or fast-plaid, or go to colbert-ai."""
+
+from __future__ import annotations
+
+import time
+
+import click
+
+from hybrid_retrieval.cli.output import echo_json, human_bytes, progress_bar
+from hybrid_retrieval.index import Index
+
+
+@click.command("import-colbert")
+@click.argument("folder", metavar="DIR", type=click.Path())
+@click.argument("index", type=click.Path())
+@click.option("--collection", type=click.Path(), help="The texts: a TSV of number<TAB>text, or a passage a line.")
+@click.option("--overwrite", is_flag=True, help="Replace an index that is there.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def import_colbert(folder: str, index: str, collection: str | None, overwrite: bool, as_json: bool) -> None:
+    """Make INDEX of the colbert-ai (0.2) or fast-plaid index in DIR, without requantising it."""
+    from hybrid_retrieval.interchange import import_colbert
+
+    start = time.perf_counter()
+    with progress_bar(quiet=as_json) as progress:
+        import_colbert(folder, index, collection=collection, overwrite=overwrite, progress=progress)
+    made = Index.open(index)
+    seconds = time.perf_counter() - start
+    if as_json:
+        echo_json({"index": index, "seconds": round(seconds, 3), **made.info()})
+        return
+    click.echo(
+        f"{index}: {made.passages:,} passages, {made.tokens:,} token vectors, {human_bytes(made.bytes)}, "
+        f"in {seconds:.1f} s"
+    )
+
+
+@click.command("export-colbert")
+@click.argument("index", type=click.Path())
+@click.argument("folder", metavar="DIR", type=click.Path())
+@click.option("--overwrite", is_flag=True, help="Replace a colbert-ai index that is there.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def export_colbert(index: str, folder: str, overwrite: bool, as_json: bool) -> None:
+    """Write INDEX to DIR as colbert-ai (0.2) lays its indexes out."""
+    from hybrid_retrieval.interchange import export_colbert
+
+    start = time.perf_counter()
+    with progress_bar(quiet=as_json) as progress:
+        export_colbert(index, folder, overwrite=overwrite, progress=progress)
+    opened = Index.open(index)
+    seconds = time.perf_counter() - start
+    if as_json:
+        facts = {"passages": opened.passages, "tokens": opened.tokens, "nbits": opened.nbits}
+        echo_json({"index": index, "folder": folder, "seconds": round(seconds, 3), **facts})
+        return
+    click.echo(f"{folder}: {opened.passages:,} passages, {opened.tokens:,} token vectors, in {seconds:.1f} s")
