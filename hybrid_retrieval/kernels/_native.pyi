@@ -27,17 +27,6 @@ class Codec:
         starts: NDArray[np.int64],
         lengths: NDArray[np.int64],
     ) -> NDArray[np.float32]: ...
-    def refine(
-        self,
-        query: NDArray[np.float32],
-        scores: NDArray[np.float32],
-        table: NDArray[np.uint8],
-        slack: int,
-        codes: NDArray[np.uint32],
-        residuals: NDArray[np.uint8],
-        starts: NDArray[np.int64],
-        lengths: NDArray[np.int64],
-    ) -> NDArray[np.float32]: ...
     def candidates(
         self,
         table: NDArray[np.uint8],

@@ -1,4 +1,4 @@
-"""The steps of stage 1 on the native kernels: the four of `steps`, and one more that prunes between the last two."""
+"""The four steps of stage 1 on the native kernels; where they differ from `steps`, each says how."""
 
 from __future__ import annotations
 
@@ -17,10 +17,8 @@ from hybrid_retrieval.storage import Segment
 Int64 = NDArray[np.int64]
 
 LONGEST_VECTOR = 1024
-# A token whose centroid scores lower than another's by more than this seldom scores higher than it with its residual.
-SLACK = 0.12
-# Below this a part of the work is not worth a thread.
-TOKENS_A_THREAD = 8192
+# Below this a part of the work is not worth a thread: tokens that are approximated, and tokens that are scored.
+APPROXIMATED_A_THREAD, SCORED_A_THREAD = 2_000_000, 16_384
 
 
 class NativeCodec:
@@ -61,34 +59,10 @@ class NativeCodec:
         starts = segment.token_offsets[windows]
         lengths = segment.token_offsets[windows + 1] - starts
         result: NDArray[np.int32] = _shared(
-            lambda part: self._codec.approximate(table, segment.codes, starts[part], lengths[part]), lengths, threads
-        )
-        return result
-
-    def refined_scores(
-        self,
-        query: Float32,
-        scores: Float32,
-        table: NDArray[np.uint8],
-        segment: Segment,
-        windows: Int64,
-        threads: int,
-    ) -> Float32:
-        """Between steps 3 and 4. float32: MaxSim over the pairs of tokens that are likely to hold a maximum.
-
-        A pair counts where its centroid's score is within `SLACK` of the window's best for the query token, so the
-        result is never more than MaxSim.
-        """
-        used = scores[:, : len(query)]
-        slack = min(255, int(np.ceil(SLACK * 255 / max(float(used.max() - used.min()), 1e-9))))
-        starts = segment.token_offsets[windows]
-        lengths = segment.token_offsets[windows + 1] - starts
-        result: Float32 = _shared(
-            lambda part: self._codec.refine(
-                query, scores, table, slack, segment.codes, segment.residuals, starts[part], lengths[part]
-            ),
+            lambda part: self._codec.approximate(table, segment.codes, starts[part], lengths[part]),
             lengths,
             threads,
+            APPROXIMATED_A_THREAD,
         )
         return result
 
@@ -102,15 +76,17 @@ class NativeCodec:
             ),
             lengths,
             threads,
+            SCORED_A_THREAD,
         )
         return result
 
 
-def _shared(work: Callable[[slice], Any], lengths: Int64, threads: int) -> Any:
-    """`work` over slices of the windows with about equally many tokens, one a thread; its arrays, joined."""
+def _shared(work: Callable[[slice], Any], lengths: Int64, threads: int, worth: int) -> Any:
+    """`work` over slices of the windows with about equally many tokens, at least `worth`, one a thread; its arrays,
+    joined."""
     ends = np.cumsum(lengths)
     total = int(ends[-1]) if len(ends) else 0
-    parts = max(1, min(threads, total // TOKENS_A_THREAD))
+    parts = max(1, min(threads, total // worth))
     if parts == 1:
         return work(slice(0, len(lengths)))
     cuts = np.searchsorted(ends, np.linspace(0, total, parts + 1)[1:-1]).tolist()

@@ -21,9 +21,7 @@ Float32 = NDArray[np.float32]
 
 # Automatic widths: centroids that each query token probes, and passages that survive pruning.
 NPROBE, NPROBE_PER_K = 32, 0.32
-CANDIDATES, CANDIDATES_PER_K = 128, 4
-# Passages beyond k that the native kernels score exactly, after scoring the likely pairs of tokens of all candidates.
-REFINED, REFINED_PER_K = 16, 0.2
+CANDIDATES, CANDIDATES_PER_K = 128, 5
 # The native kernels approximate every window of an index of up to this many tokens, a few milliseconds' work, and
 # leave the inverted lists to larger ones.
 TOKENS_WITHOUT_LISTS = 4_000_000
@@ -82,7 +80,7 @@ class Searcher:
         if self._native is not None:
             centroid = self._native.centroid_scores(query)
             if prune:
-                rows = self._pruned_native(self._native, query, centroid, rows, k, width, nprobe, threads)
+                rows = self._pruned_native(self._native, query, centroid, rows, width, nprobe, threads)
         elif prune:
             rows = self._pruned(query, rows, width, nprobe)
         scores = []
@@ -142,13 +140,11 @@ class Searcher:
         query: Float32,
         centroid: Float32,
         rows: list[Int64],
-        k: int,
         width: int,
         nprobe: int,
         threads: int,
     ) -> list[Int64]:
-        """On the native kernels: the `width` rows of the best approximate scores, and of these the ones that are left
-        after scoring their likely pairs of tokens (somewhat more than k)."""
+        """The same on the native kernels."""
         table = native.table(centroid, len(query))
         approximate = []
         for segment, local in zip(self.snapshot.segments, rows, strict=True):
@@ -164,16 +160,7 @@ class Searcher:
                 found = native.approximate_scores(table, segment, windows[kept], threads)
                 np.maximum.at(by_row, owners[kept], found)
             approximate.append(by_row[local])
-        rows = _best_rows(rows, approximate, width)
-        last = k + REFINED + int(REFINED_PER_K * k)
-        if last >= width:
-            return rows
-        refined = []
-        for segment, local in zip(self.snapshot.segments, rows, strict=True):
-            windows, first = _windows_of(segment, local)
-            scores = native.refined_scores(query, centroid, table, segment, windows, threads)
-            refined.append(np.maximum.reduceat(scores, first) if len(local) else scores)
-        return _best_rows(rows, refined, last)
+        return _best_rows(rows, approximate, width)
 
 
 def _windows_of(segment: Segment, rows: Int64) -> tuple[Int64, Int64]:

@@ -171,62 +171,6 @@ bool maxsim(const QueryCodes& query, const PackedTokens& index, const int64_t* s
     return true;
 }
 
-// MaxSim over only those pairs of tokens that are likely to hold a maximum: a passage token counts for a query token where
-// its centroid's score (table uint8 [K, stride], as for `approximate`) is within `slack` of the window's best for that
-// query token. Never more than MaxSim; the same where each maximum lies within the slack.
-bool refine(const QueryCodes& query, const PackedTokens& index, const uint8_t* table, int64_t stride, int slack,
-            const int64_t* starts, const int64_t* lengths, int64_t windows, float* scores) {
-    const int64_t d = index.dimensions;
-    std::vector<int16_t> levels(d);
-    std::vector<uint8_t> least(stride);
-    std::vector<float> best(query.tokens);
-    for (int64_t w = 0; w < windows; ++w) {
-        const int64_t start = starts[w], stop = start + lengths[w];
-        std::fill(least.begin(), least.end(), uint8_t{0});
-        for (int64_t t = start; t < stop; ++t) {
-            if (index.codes[t] >= index.num_centroids) return false;
-            const uint8_t* row = table + index.codes[t] * stride;
-#pragma omp simd
-            for (int64_t q = 0; q < stride; ++q) least[q] = row[q] > least[q] ? row[q] : least[q];
-        }
-        for (int64_t q = 0; q < query.tokens; ++q) least[q] = static_cast<uint8_t>(std::max(least[q] - slack, 0));
-        std::fill(least.begin() + query.tokens, least.end(), uint8_t{255});
-        std::fill(best.begin(), best.end(), -std::numeric_limits<float>::infinity());
-        for (int64_t t = start; t < stop; ++t) {
-            const int64_t code = index.codes[t];
-            const uint8_t* row = table + code * stride;
-            float factor = 0;  // 0: this token has not been unpacked
-            for (int64_t part = 0; part < stride; part += 32) {
-                uint32_t hits = 0;
-#if defined(__AVX2__)
-                const __m256i values = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(row + part));
-                const __m256i limits = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(least.data() + part));
-                hits = static_cast<uint32_t>(
-                    _mm256_movemask_epi8(_mm256_cmpeq_epi8(_mm256_max_epu8(values, limits), values)));
-#else
-                for (int i = 0; i < 32; ++i) hits |= static_cast<uint32_t>(row[part + i] >= least[part + i]) << i;
-#endif
-                for (; hits; hits &= hits - 1) {
-                    const int64_t q = part + __builtin_ctz(hits);
-                    if (q >= query.tokens) break;
-                    if (factor == 0) {
-                        unpack(index.residuals + t * index.width, index.width, index.per_byte, index.table,
-                               levels.data());
-                        factor = inverse_norm(index, code, levels.data());
-                    }
-                    const float product = static_cast<float>(dot(query.rows + q * d, levels.data(), d));
-                    const float s = (query.centroid_scores[code * query.stride + q] + query.scale[q] * product) * factor;
-                    best[q] = std::max(best[q], s);
-                }
-            }
-        }
-        float sum = 0;
-        for (int64_t q = 0; q < query.tokens; ++q) sum += best[q];
-        scores[w] = sum;
-    }
-    return true;
-}
-
 // Sum over query tokens of the best centroid score (uint8 [K, stride], stride a multiple of 32) in each window.
 bool approximate(const uint8_t* table, int64_t stride, int64_t num_centroids, const uint32_t* codes,
                  const int64_t* starts, const int64_t* lengths, int64_t windows, int32_t* scores) {
@@ -264,7 +208,7 @@ bool approximate(const uint8_t* table, int64_t stride, int64_t num_centroids, co
 }  // namespace
 
 extern const MaxSimKernels maxsim_table;
-const MaxSimKernels maxsim_table{maxsim, refine, approximate};
+const MaxSimKernels maxsim_table{maxsim, approximate};
 
 }  // namespace HR_VARIANT
 }  // namespace hr

@@ -249,26 +249,35 @@ class Codec {
         return owned(std::move(out), {k_, stride});
     }
 
+    // float32 [W]: MaxSim of windows of packed tokens
     nb::object maxsim(Matrix query, Matrix scores, Array<uint32_t, nb::ndim<1>> codes,
                       Array<uint8_t, nb::ndim<2>> residuals, Offsets starts, Offsets lengths) const {
-        return score(query, scores, codes, residuals, starts, lengths,
-                     [&](const hr::QueryCodes& packed, const hr::PackedTokens& index, float* out) {
-                         return kernels_.maxsim(packed, index, starts.data(), lengths.data(),
-                                                static_cast<int64_t>(starts.shape(0)), out);
-                     });
-    }
-
-    nb::object refine(Matrix query, Matrix scores, Array<uint8_t, nb::ndim<2>> table, int slack,
-                      Array<uint32_t, nb::ndim<1>> codes, Array<uint8_t, nb::ndim<2>> residuals, Offsets starts,
-                      Offsets lengths) const {
-        require(table.shape(0) == k_ && table.shape(1) == scores.shape(1), "table must be uint8 of the shape of scores");
-        require(slack >= 0 && slack <= 255, "slack must be 0 to 255");
-        return score(query, scores, codes, residuals, starts, lengths,
-                     [&](const hr::QueryCodes& packed, const hr::PackedTokens& index, float* out) {
-                         return kernels_.refine(packed, index, table.data(), static_cast<int64_t>(table.shape(1)), slack,
-                                                starts.data(), lengths.data(), static_cast<int64_t>(starts.shape(0)),
-                                                out);
-                     });
+        const size_t tokens = query.shape(0), padded = round_up(tokens, 8);
+        require(query.shape(1) == d_ && tokens > 0, "query must be float32 [Lq, D]");
+        require(scores.shape(0) == k_ && scores.shape(1) == round_up(tokens, 32),
+                "scores must come from centroid_scores");
+        require(residuals.shape(0) == codes.shape(0) && residuals.shape(1) * per_byte_ == d_,
+                "residuals must be uint8 [T, D * nbits / 8]");
+        check_spans(starts, lengths, codes.shape(0));
+        std::vector<int16_t> levels(padded * d_);
+        std::vector<float> scale(padded);
+        pack_query(query, padded, levels.data(), scale.data());
+        const hr::QueryCodes packed{levels.data(), scale.data(), scores.data(),
+                                    static_cast<int64_t>(tokens), static_cast<int64_t>(padded),
+                                    static_cast<int64_t>(scores.shape(1))};
+        const hr::PackedTokens index{codes.data(), residuals.data(), table_levels_.data(),
+                                     static_cast<int64_t>(residuals.shape(1)), static_cast<int64_t>(per_byte_),
+                                     static_cast<int64_t>(d_), static_cast<uint32_t>(k_), levels_.data(),
+                                     squares_.data(), scales_.data(), weight_scale_ * weight_scale_};
+        std::vector<float> out(starts.shape(0));
+        bool known;
+        {
+            nb::gil_scoped_release released;
+            known = kernels_.maxsim(packed, index, starts.data(), lengths.data(),
+                                    static_cast<int64_t>(starts.shape(0)), out.data());
+        }
+        require(known, "a token's code is not below the number of centroids");
+        return owned(std::move(out), {starts.shape(0)});
     }
 
     // int32 [W]: sums over query tokens of the best of table uint8 [K, multiple of 32] among a window's codes
@@ -339,41 +348,9 @@ class Codec {
     }
 
   private:
-    // float32 [W]: what `run` writes for the packed query and tokens, once both were checked
-    template <typename Run>
-    nb::object score(const Matrix& query, const Matrix& scores, const Array<uint32_t, nb::ndim<1>>& codes,
-                     const Array<uint8_t, nb::ndim<2>>& residuals, const Offsets& starts, const Offsets& lengths,
-                     const Run& run) const {
-        const size_t tokens = query.shape(0), padded = round_up(tokens, 8);
-        require(query.shape(1) == d_ && tokens > 0, "query must be float32 [Lq, D]");
-        require(scores.shape(0) == k_ && scores.shape(1) == round_up(tokens, 32),
-                "scores must come from centroid_scores");
-        require(residuals.shape(0) == codes.shape(0) && residuals.shape(1) * per_byte_ == d_,
-                "residuals must be uint8 [T, D * nbits / 8]");
-        check_spans(starts, lengths, codes.shape(0));
-        std::vector<int16_t> levels(padded * d_), rows(tokens * d_);
-        std::vector<float> scale(padded);
-        pack_query(query, padded, levels.data(), rows.data(), scale.data());
-        const hr::QueryCodes packed{levels.data(), rows.data(), scale.data(), scores.data(),
-                                    static_cast<int64_t>(tokens), static_cast<int64_t>(padded),
-                                    static_cast<int64_t>(scores.shape(1))};
-        const hr::PackedTokens index{codes.data(), residuals.data(), table_levels_.data(),
-                                     static_cast<int64_t>(residuals.shape(1)), static_cast<int64_t>(per_byte_),
-                                     static_cast<int64_t>(d_), static_cast<uint32_t>(k_), levels_.data(),
-                                     squares_.data(), scales_.data(), weight_scale_ * weight_scale_};
-        std::vector<float> out(starts.shape(0));
-        bool known;
-        {
-            nb::gil_scoped_release released;
-            known = run(packed, index, out.data());
-        }
-        require(known, "a token's code is not below the number of centroids");
-        return owned(std::move(out), {starts.shape(0)});
-    }
-
     static size_t round_up(size_t tokens, size_t to) { return (tokens + to - 1) / to * to; }
 
-    void pack_query(const Matrix& query, size_t padded, int16_t* levels, int16_t* rows, float* scale) const {
+    void pack_query(const Matrix& query, size_t padded, int16_t* levels, float* scale) const {
         for (size_t q = 0; q < padded; ++q) {
             float top = 0;
             if (q < query.shape(0))
@@ -384,7 +361,6 @@ class Codec {
             for (size_t i = 0; i < d_; ++i) {
                 const int16_t level =
                     q < query.shape(0) ? static_cast<int16_t>(std::lrint(query(q, i) / step)) : int16_t{0};
-                if (q < query.shape(0)) rows[q * d_ + i] = level;
                 levels[first * 8 * d_ + ((i / 2) * blocks + (block - first)) * 16 + (q % 8) * 2 + i % 2] = level;
             }
         }
@@ -411,8 +387,6 @@ NB_MODULE(_native, m) {
              "weights"_a, "buckets"_a)
         .def("centroid_scores", &Codec::centroid_scores, "query"_a)
         .def("maxsim", &Codec::maxsim, "query"_a, "scores"_a, "codes"_a, "residuals"_a, "starts"_a, "lengths"_a)
-        .def("refine", &Codec::refine, "query"_a, "scores"_a, "table"_a, "slack"_a, "codes"_a, "residuals"_a,
-             "starts"_a, "lengths"_a)
         .def("candidates", &Codec::candidates, "table"_a, "tokens"_a, "nprobe"_a, "lists"_a, "list_offsets"_a,
              "windows"_a)
         .def("approximate", &Codec::approximate, "table"_a, "codes"_a, "starts"_a, "lengths"_a);

@@ -33,7 +33,6 @@ struct TrunkShape {
 // Query tokens as whole numbers: codes in groups of up to 4 blocks of 8 tokens, each [D / 2][blocks][8][2].
 struct QueryCodes {
     const int16_t* codes;
-    const int16_t* rows;           // the same levels, [tokens, D]
     const float* scale;            // [padded]: of one product of levels
     const float* centroid_scores;  // [K, stride]
     int64_t tokens, padded, stride;  // padded: to a multiple of 8; stride: to one of 32
@@ -56,9 +55,6 @@ struct MaxSimKernels {
     // scores [W], -inf for a window without tokens; false where a code is not below num_centroids
     bool (*maxsim)(const QueryCodes& query, const PackedTokens& index, const int64_t* starts, const int64_t* lengths,
                    int64_t windows, float* scores);
-    // the same over likely pairs of tokens alone (see maxsim.cpp)
-    bool (*refine)(const QueryCodes& query, const PackedTokens& index, const uint8_t* table, int64_t stride, int slack,
-                   const int64_t* starts, const int64_t* lengths, int64_t windows, float* scores);
     // table uint8 [K, stride]; scores int32 [W], -1 for a window without tokens; false as above
     bool (*approximate)(const uint8_t* table, int64_t stride, int64_t num_centroids, const uint32_t* codes,
                         const int64_t* starts, const int64_t* lengths, int64_t windows, int32_t* scores);
