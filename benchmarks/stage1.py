@@ -1,7 +1,7 @@
 """Speed and fidelity of stage 1: ours and its peers over the same vectors, interleaved query by query in one run.
 
     python benchmarks/stage1.py --set squad-dev=DATA/squad-dev --work WORK --out benchmarks/results/stage1.json \\
-        --peer colbert-ai=ENV/bin/python --peer maxsim-cpu=ENV/bin/python --peer exact-torch=ENV/bin/python
+        --peer colbert-ai=ENV/bin/python --peer exact-torch=ENV/bin/python
 
 Each peer runs in an environment of its own (``benchmarks/peers/make_env.sh``) as ``benchmarks/peers/worker.py``.
 Vectors come from the embedded encoder and are kept in WORK. Reported for each system and k: milliseconds a query at the

@@ -7,7 +7,6 @@ python3 -m venv "$folder"
 pip="$folder/bin/pip --disable-pip-version-check install -q"
 case $system in
   colbert-ai) $pip torch==2.13.0 && $pip torch==2.13.0 transformers==4.57.6 colbert-ai==0.2.22 faiss-cpu ;;
-  maxsim-cpu) $pip numpy maxsim-cpu==0.1.0 ;;
   exact-torch) $pip numpy torch==2.13.0 ;;
   fast-plaid) $pip fast-plaid==1.7.0.2110 ;;
   xtr-warp-rs) $pip xtr-warp-rs==2.1.0.2110 ;;

@@ -2,7 +2,7 @@
 
     python worker.py SYSTEM VECTORS.npz FOLDER [THREADS]
 
-SYSTEM: hybrid-retrieval, hybrid-retrieval-exact, colbert-ai, fast-plaid, xtr-warp-rs, maxsim-cpu or exact-torch.
+SYSTEM: hybrid-retrieval, hybrid-retrieval-exact, colbert-ai, fast-plaid, xtr-warp-rs or exact-torch.
 VECTORS: `data` float16 [T, D], `offsets` [N + 1], `queries` float32 [Lq, D] side by side with `query_offsets`. The
 first line on standard output reports the build: {"build_s", "bytes", "version"}. Then each line {"query", "k"} on
 standard input is answered by {"ms", "ids", "rss_mb"}; query encoding is no part of it. Needs nothing of this project
@@ -12,7 +12,6 @@ but for its own system.
 from __future__ import annotations
 
 import importlib.metadata
-import itertools
 import json
 import os
 import resource
@@ -106,18 +105,6 @@ def xtr_warp(data: np.ndarray, offsets: np.ndarray, folder: Path) -> Search:
     return run
 
 
-def maxsim_cpu(data: np.ndarray, offsets: np.ndarray, folder: Path) -> Search:
-    import maxsim_cpu as library
-
-    passages = [np.ascontiguousarray(data[a:b], np.float32) for a, b in itertools.pairwise(offsets)]
-
-    def run(query: np.ndarray, k: int) -> list[int]:
-        scores = np.asarray(library.maxsim_scores_variable(query, passages))
-        return np.argsort(-scores, kind="stable")[:k].tolist()
-
-    return run
-
-
 def exact_torch(data: np.ndarray, offsets: np.ndarray, folder: Path) -> Search:
     """Float32 vectors, passages of one length in one product: a strong baseline without an index."""
     import torch
@@ -145,7 +132,6 @@ SYSTEMS: dict[str, tuple[Callable[..., Search], str]] = {
     "colbert-ai": (colbert_ai, "colbert-ai"),
     "fast-plaid": (fast_plaid, "fast-plaid"),
     "xtr-warp-rs": (xtr_warp, "xtr-warp-rs"),
-    "maxsim-cpu": (maxsim_cpu, "maxsim-cpu"),
     "exact-torch": (exact_torch, "torch"),
 }
 
