@@ -28,7 +28,7 @@ sanitize:
 	.venv-sanitize/bin/pip --disable-pip-version-check install -q pytest hypothesis
 	.venv-sanitize/bin/pip --disable-pip-version-check install -q -e . \
 	  -C cmake.define.HR_SANITIZE=$(if $(filter address,$(SANITIZE)),address$(comma)undefined,$(SANITIZE)) -C install.strip=false
-	LD_PRELOAD="$$($(CXX) -print-file-name=$(if $(filter thread,$(SANITIZE)),libtsan.so,libasan.so))" \
+	LD_PRELOAD="$$($(CXX) -print-file-name=$(if $(filter thread,$(SANITIZE)),libtsan.so,libasan.so)) $$($(CXX) -print-file-name=libstdc++.so)" \
 	  ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 TSAN_OPTIONS=halt_on_error=1 \
 	  PYTHONMALLOC=malloc .venv-sanitize/bin/python -m pytest tests/kernels tests/faults/test_fuzz.py tests/search
 
