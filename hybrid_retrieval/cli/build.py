@@ -7,7 +7,7 @@ import time
 
 import click
 
-from hybrid_retrieval.cli.output import echo_json, human_bytes, progress_bar
+from hybrid_retrieval.cli.output import echo_json, echo_made, human_bytes, progress_bar
 from hybrid_retrieval.config import PipelineConfig
 from hybrid_retrieval.index import Index, load_encoder, load_reranker
 
@@ -51,14 +51,7 @@ def build(
             overwrite=overwrite,
             progress=progress,
         )
-    seconds = time.perf_counter() - start
-    if as_json:
-        echo_json({"index": index, "seconds": round(seconds, 3), **made.info()})
-        return
-    click.echo(
-        f"{index}: {made.passages:,} passages, {made.tokens:,} token vectors, {human_bytes(made.bytes)}, "
-        f"in {seconds:.1f} s ({made.passages / seconds:.0f} passages/s)"
-    )
+    echo_made(index, made.info(), time.perf_counter() - start, as_json)
 
 
 @click.command()

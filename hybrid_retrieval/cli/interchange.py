@@ -6,7 +6,7 @@ import time
 
 import click
 
-from hybrid_retrieval.cli.output import echo_json, human_bytes, progress_bar
+from hybrid_retrieval.cli.output import echo_json, echo_made, progress_bar
 from hybrid_retrieval.index import Index
 
 
@@ -24,14 +24,7 @@ def import_colbert(folder: str, index: str, collection: str | None, overwrite: b
     with progress_bar(quiet=as_json) as progress:
         import_colbert(folder, index, collection=collection, overwrite=overwrite, progress=progress)
     made = Index.open(index)
-    seconds = time.perf_counter() - start
-    if as_json:
-        echo_json({"index": index, "seconds": round(seconds, 3), **made.info()})
-        return
-    click.echo(
-        f"{index}: {made.passages:,} passages, {made.tokens:,} token vectors, {human_bytes(made.bytes)}, "
-        f"in {seconds:.1f} s"
-    )
+    echo_made(index, made.info(), time.perf_counter() - start, as_json)
 
 
 @click.command("export-colbert")

@@ -57,3 +57,14 @@ def human_bytes(count: int) -> str:
             return f"{value:.0f} {unit}" if unit == "bytes" else f"{value:.1f} {unit}"
         value /= 1000
     return f"{value:.1f} TB"
+
+
+def echo_made(path: str, info: Mapping[str, Any], seconds: float, as_json: bool) -> None:
+    """Say what index was made, and how long that took. info: `Index.info()`."""
+    if as_json:
+        echo_json({"index": path, "seconds": round(seconds, 3), **info})
+        return
+    click.echo(
+        f"{path}: {info['passages']:,} passages, {info['tokens']:,} token vectors, {human_bytes(info['bytes'])}, "
+        f"in {seconds:.1f} s ({info['passages'] / seconds:.0f} passages/s)"
+    )

@@ -196,7 +196,7 @@ void check_lists(const Offsets& offsets, size_t entries) {
 class Codec {
   public:
     Codec(const std::string& variant, Matrix centroids, Floats weights, Array<uint8_t, nb::ndim<2>> buckets)
-        : variant_(variant), kernels_(maxsim_kernels(variant)), table_(kernels(variant)),
+        : kernels_(maxsim_kernels(variant)), table_(kernels(variant)),
           centroids_(centroids.data(), centroids.data() + centroids.size()), k_(centroids.shape(0)),
           d_(centroids.shape(1)), per_byte_(buckets.shape(1)) {
         require(k_ > 0 && k_ <= UINT32_MAX && d_ > 0 && d_ % 8 == 0 && d_ <= 1024,
@@ -366,7 +366,6 @@ class Codec {
         }
     }
 
-    std::string variant_;
     const hr::MaxSimKernels& kernels_;
     const hr::Kernels& table_;
     std::vector<float> centroids_;

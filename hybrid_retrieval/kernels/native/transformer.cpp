@@ -380,7 +380,7 @@ void run(float* x, const int64_t* offsets, int64_t sequences, const Layer* layer
 }  // namespace
 
 extern const Kernels table;
-const Kernels table{HR_NAME, kPanel, pack, dense, run, project, multiply_matrix};
+const Kernels table{kPanel, pack, dense, run, project, multiply_matrix};
 
 }  // namespace HR_VARIANT
 }  // namespace hr

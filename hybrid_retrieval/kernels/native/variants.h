@@ -61,7 +61,6 @@ struct MaxSimKernels {
 };
 
 struct Kernels {
-    const char* name;
     int64_t panel;
     void (*pack)(const int8_t* weight, int64_t k, int64_t n, int16_t* out);
     // x float32 [M, K] -> out float32 [M, N]
