@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from hybrid_retrieval.codec import ResidualCodec, default_num_centroids, train_codec
+from hybrid_retrieval.codec.training import least_squares_buckets
 from hybrid_retrieval.errors import ArrayError, IndexDamagedError, InputError
 from hybrid_retrieval.kernels.reference import unpack_buckets
 from tests.support import clustered, random_unit
@@ -146,3 +147,23 @@ def test_a_damaged_file_is_named(tmp_path: Path, damage: str) -> None:
         file.write_bytes(file.read_bytes()[:-3] if damage == "truncated" else b"PK not an array")
     with pytest.raises(IndexDamagedError, match=r"weights\.npy"):
         ResidualCodec.load(tmp_path)
+
+
+@pytest.mark.parametrize("buckets", [2, 4, 16, 256])
+def test_buckets_of_least_squared_error_beat_quantiles(buckets: int) -> None:
+    values = np.random.default_rng(3).standard_t(5, size=(500, 16)).astype(np.float32)
+    quantiles = np.quantile(values, np.arange(1, 2 * buckets) / (2 * buckets)).astype(np.float32)
+
+    def error(cutoffs: np.ndarray, weights: np.ndarray) -> float:
+        return float(np.square(values - weights[np.searchsorted(cutoffs, values, side="left")]).mean())
+
+    cutoffs, weights = least_squares_buckets(values, buckets)
+    assert np.all(np.diff(weights) > 0)
+    assert np.allclose(cutoffs, (weights[1:] + weights[:-1]) / 2)
+    assert error(cutoffs, weights) < 0.95 * error(quantiles[1::2], quantiles[0::2])
+
+
+def test_buckets_of_equal_values_hold_that_value() -> None:
+    cutoffs, weights = least_squares_buckets(np.full((7, 8), 0.25, np.float32), 4)
+    assert np.all(weights == np.float32(0.25))
+    assert np.all(cutoffs == np.float32(0.25))
