@@ -109,7 +109,7 @@ class NativeTrunk:
             self._codes, self._scales = _embeddings(folder / facts.embeddings, facts)
             self._trunk = dispatch.module().Trunk(variant, facts.hidden, facts.heads, facts.head_size, facts.epsilon)
             for i in range(facts.layers):
-                self._trunk.add_layer(*_layer(self.tensors, f"layers.{i}"))
+                self._trunk.add_layer(*layer_arrays(self.tensors, f"layers.{i}"))
             self._positions = self.tensors["pos"]
             self._norm = self.tensors["ln.weight"], self.tensors["ln.bias"]
         except (OSError, KeyError, ValueError, TypeError, SafetensorError) as error:
@@ -169,7 +169,8 @@ def _shares(offsets: NDArray[np.int64], threads: int) -> list[tuple[int, int]]:
     return list(itertools.pairwise(bounds))
 
 
-def _layer(tensors: Mapping[str, Any], name: str) -> list[NDArray[Any]]:
+def layer_arrays(tensors: Mapping[str, Any], name: str) -> list[NDArray[Any]]:
+    """What the kernels' `add_layer` takes of one layer of the weights file."""
     arrays = []
     for part in DENSE:
         codes = tensors[f"{name}.{part}.codes"]

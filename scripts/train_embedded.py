@@ -23,6 +23,7 @@ def main() -> int:
     parser.add_argument("--inner", type=int, default=384, help="inner neurons a layer (base: 1536)")
     parser.add_argument("--dimensions", type=int, default=256)
     parser.add_argument("--projection-steps", type=int, default=400)
+    parser.add_argument("--upper-steps", type=int, default=600, help="training of the encoder's upper layers")
     parser.add_argument("--student-steps", type=int, default=220, help="distillation of the pruned trunk")
     parser.add_argument("--reranker-steps", type=int, default=160, help="length of the learning-rate schedule")
     parser.add_argument("--reranker-stop", type=int, default=99, help="steps of it that are run (0: all)")

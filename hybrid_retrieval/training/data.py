@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -60,11 +60,13 @@ class Pair:
     """Equal for equal passages."""
 
 
-def load_pairs(folder: Path, tokenizer: Tokenizer, *, limit: int, seed: int) -> dict[str, list[Pair]]:
-    """At most ``limit`` pairs of each file of ``WEIGHTS``, shuffled, without the first
+def load_pairs(
+    folder: Path, tokenizer: Tokenizer, *, limit: int, seed: int, names: Iterable[str] = tuple(WEIGHTS)
+) -> dict[str, list[Pair]]:
+    """At most ``limit`` pairs of each file of ``names``, shuffled, without the first
     ``HELD_OUT`` passages' pairs of the shuffle, which tune and check (``held_out``)."""
     out = {}
-    for name in WEIGHTS:
+    for name in names:
         pairs = _read(folder / f"{name}.jsonl", tokenizer, seed)
         out[name] = [pair for pair in pairs if pair.passage_key >= HELD_OUT][:limit]
     return out
@@ -93,22 +95,59 @@ BITEXT_LANGUAGES = (
 
 
 def load_bitext(
-    folder: Path, tokenizer: Tokenizer, *, per_language: int, seed: int
-) -> list[tuple[list[int], list[int]]]:
-    """Token ids of sentences of ``BITEXT_LANGUAGES`` and of their English translations (Tatoeba, ``xxx-eng.tsv``).
+    folder: Path, tokenizer: Tokenizer, *, per_language: int, more: Mapping[str, int] | None = None, seed: int
+) -> list[tuple[str, list[int], list[int]]]:
+    """(language, sentence, English translation) of ``BITEXT_LANGUAGES`` as token ids (Tatoeba, ``xxx-eng.tsv``).
 
-    Very short sentences say too little to be told apart and are left out.
+    ``more`` names languages that give another number. Very short sentences say too little to be told apart and are
+    left out.
     """
     rng = random.Random(seed)
     chosen: list[list[str]] = []
+    languages: list[str] = []
     for language in BITEXT_LANGUAGES:
         lines = (folder / f"{language}-eng.tsv").read_text(encoding="utf-8").splitlines()
         rows = [line.split("\t") for line in lines]
         rows = [row for row in rows if len(row) == 2 and len(row[0]) > 12 and len(row[1]) > 20]
         rng.shuffle(rows)
-        chosen += rows[:per_language]
+        taken = rows[: (more or {}).get(language, per_language)]
+        chosen += taken
+        languages += [language] * len(taken)
     sides = [tokenizer.encode_batch([row[i] for row in chosen], add_special_tokens=False) for i in (0, 1)]
-    return [(foreign.ids, english.ids) for foreign, english in zip(*sides, strict=True)]
+    return [(language, foreign.ids, english.ids) for language, foreign, english in zip(languages, *sides, strict=True)]
+
+
+def load_across(
+    folder: Path, tokenizer: Tokenizer, *, per_language: Mapping[str, int], seed: int
+) -> dict[str, list[Pair]]:
+    """For each language, its purposes of PHP functions as queries and the English manual's entries as passages.
+
+    Functions that ``held_out`` keeps back are left out, in whatever language.
+    """
+
+    def key(row: dict[str, str]) -> str:
+        return row["positive_id"].split("-", 1)[1]
+
+    rows = [json.loads(line) for line in (folder / "php_purpose.jsonl").read_text(encoding="utf-8").splitlines()]
+    held = {
+        tuple(side)
+        for pair in held_out(folder, tokenizer, "php_purpose", seed=seed)
+        for side in (pair.query, pair.passage)
+    }
+    english = {key(row): row for row in rows if row["lang"] == "en-en"}
+    rng = random.Random(seed)
+    out: dict[str, list[Pair]] = {}
+    for language, wanted in per_language.items():
+        found = [row for row in rows if row["lang"] == f"{language}-{language}" and key(row) in english]
+        rng.shuffle(found)
+        out[language] = []
+        for row in found:
+            target = english[key(row)]
+            texts = [row["query"][:1000], target["positive"][:3000], row["positive"][:3000], target["query"][:1000]]
+            ids = [encoding.ids for encoding in tokenizer.encode_batch(texts, add_special_tokens=False)]
+            if len(out[language]) < wanted and len(ids[0]) >= 4 and not any(tuple(side) in held for side in ids):
+                out[language].append(Pair(ids[0], ids[1], len(out[language])))
+    return out
 
 
 def _read(path: Path, tokenizer: Tokenizer, seed: int, cap: int = 4000) -> list[Pair]:

@@ -1,4 +1,4 @@
-"""Recipe of the shipped encoder: the base's 12 layers unchanged; only the projection to D dimensions is trained."""
+"""Recipe of the projection: the base's 12 layers unchanged; only the projection to D dimensions is trained."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def _padded(vectors: list[Tensor]) -> tuple[Tensor, Tensor]:
 def train_projection(
     base: BaseModel,
     pairs: dict[str, list[Pair]],
-    bitext: list[tuple[list[int], list[int]]],
+    bitext: list[tuple[str, list[int], list[int]]],
     *,
     per_weight: int,
     dimensions: int,
@@ -59,7 +59,7 @@ def train_projection(
         items += chosen
         files += [name] * len(chosen)
     # Each side of a translation stands once as a query and once as a passage.
-    sides = [[pair[side] for pair in bitext] for side in (0, 1)]
+    sides = [[foreign for _, foreign, _ in bitext], [english for _, _, english in bitext]]
     as_queries, as_passages = (
         [features(encoder.trunk, [data.wrap(prefix, ids, QUERY_TOKENS) for ids in side]) for side in sides]
         for prefix in (data.QUERY_PREFIX, data.PASSAGE_PREFIX)

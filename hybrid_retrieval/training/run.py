@@ -1,6 +1,5 @@
-"""The whole training, in three stages: the encoder's projection; a pruned and distilled student, which mines
-negatives; the
-cross-encoder from the pruned trunk. The first and the last write model files."""
+"""The whole training: the encoder's projection, then its upper layers; a pruned and distilled student, which mines
+negatives; the cross-encoder from the pruned trunk. The encoder's stages and the last write model files."""
 
 from __future__ import annotations
 
@@ -12,7 +11,7 @@ import torch
 from tokenizers import Tokenizer
 from torch import nn
 
-from hybrid_retrieval.training import data, encoder_recipe, projection_recipe, reranker_recipe
+from hybrid_retrieval.training import data, encoder_recipe, projection_recipe, reranker_recipe, upper_recipe
 from hybrid_retrieval.training.base_weights import BaseModel, read_base, tokenizer_json
 from hybrid_retrieval.training.export import write_encoder, write_reranker
 from hybrid_retrieval.training.modules import CrossEncoder, Encoder, Trunk
@@ -46,6 +45,7 @@ def run(
     inner: int,
     dimensions: int,
     projection_steps: int,
+    upper_steps: int,
     student_steps: int,
     reranker_steps: int,
     reranker_stop: int,
@@ -64,12 +64,23 @@ def run(
     tokenizer = Tokenizer.from_str(tokenizer_json(source))
     drawn = data.load_pairs(pairs, tokenizer, limit=4000, seed=seed)
     if only in (None, "encoder"):
-        bitext = data.load_bitext(sentences, tokenizer, per_language=110, seed=seed)
-        full = projection_recipe.train_projection(
-            source, drawn, bitext, per_weight=45, dimensions=dimensions, steps=projection_steps, seed=seed
+        done = _encoder(
+            source,
+            tokenizer,
+            drawn,
+            pairs=pairs,
+            sentences=sentences,
+            work=work,
+            out=out,
+            dimensions=dimensions,
+            projection_steps=projection_steps,
+            upper_steps=upper_steps,
+            seed=seed,
+            threads=threads,
+            resume=resume,
         )
-        torch.save({"model": full.state_dict()}, work / "projection.ckpt")
-        write_encoder(source, arrays(full), out, ENCODER)
+        if not done:
+            return False
     if only == "encoder":
         return True
     lines = data.load_sentences(sentences, tokenizer)
@@ -101,6 +112,57 @@ def run(
         seed=seed,
         resume=resume,
     )
+
+
+def _encoder(
+    base: BaseModel,
+    tokenizer: Tokenizer,
+    drawn: dict[str, list[data.Pair]],
+    *,
+    pairs: Path,
+    sentences: Path,
+    work: Path,
+    out: Path,
+    dimensions: int,
+    projection_steps: int,
+    upper_steps: int,
+    seed: int,
+    threads: int,
+    resume: bool,
+) -> bool:
+    """Train the projection, export it on the base, train the upper layers on the exported layers' states, export."""
+    path = work / "projection.pt"
+    if resume and path.exists():
+        encoder = upper_recipe.untrained(base, torch.load(path, weights_only=True))
+    else:
+        bitext = data.load_bitext(sentences, tokenizer, per_language=110, seed=seed)
+        encoder = projection_recipe.train_projection(
+            base, drawn, bitext, per_weight=45, dimensions=dimensions, steps=projection_steps, seed=seed
+        )
+        torch.save(encoder.projection.weight.detach(), path)
+    write_encoder(base, arrays(encoder), work / "untrained", ENCODER)
+    material = upper_recipe.gather(
+        work / "untrained",
+        data.load_pairs(pairs, tokenizer, limit=4000, seed=seed, names=upper_recipe.FILES),
+        data.load_across(
+            pairs, tokenizer, per_language={k: limit for k, (_, limit) in upper_recipe.ACROSS.items()}, seed=seed
+        ),
+        data.load_bitext(
+            sentences,
+            tokenizer,
+            per_language=upper_recipe.OTHER_LANGUAGES,
+            more=upper_recipe.PER_LANGUAGE,
+            seed=seed + 1,
+        ),
+        work,
+        threads=threads,
+    )
+    done = upper_recipe.train_upper(
+        encoder, material, steps=upper_steps, checkpoint=work / "upper.ckpt", resume=resume, seed=seed
+    )
+    if done:
+        write_encoder(base, arrays(upper_recipe.rotated(encoder, seed)), out, ENCODER)
+    return done
 
 
 def _start(

@@ -1,0 +1,66 @@
+"""Token states kept on disk: what the lower layers make of each text, and what the whole base makes of it.
+
+Training only the upper layers then costs nothing below them. The lower layers run on the native kernels, so the
+upper ones learn from the very numbers they will be given.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hybrid_retrieval.kernels import dispatch
+from hybrid_retrieval.native_trunk import NativeTrunk, TrunkFacts, layer_arrays
+
+BLOCK = 256
+"""Texts run at a time."""
+
+
+@dataclass(frozen=True)
+class States:
+    """lower, final: float16 [T, H], states after the last frozen layer, and unit final states of the untrained base.
+    offsets: int64 [N + 1]."""
+
+    lower: NDArray[np.float16]
+    final: NDArray[np.float16]
+    offsets: NDArray[np.int64]
+
+
+def keep_states(encoder: Path, rows: Sequence[Sequence[int]], frozen: int, work: Path, *, threads: int) -> States:
+    """Run rows of token ids through an exported encoder's ``frozen`` first layers, and through the rest of them.
+
+    Written under ``work`` and taken from there where the same rows were run before.
+    """
+    offsets = np.zeros(len(rows) + 1, np.int64)
+    np.cumsum([len(row) for row in rows], out=offsets[1:])
+    flat = np.concatenate([np.asarray(row, np.int64) for row in rows])
+    if (work / "states.npz").exists():
+        known = np.load(work / "states.npz")
+        if np.array_equal(known["ids"], flat) and np.array_equal(known["offsets"], offsets):
+            return States(np.load(work / "lower.npy", "r"), np.load(work / "final.npy", "r"), offsets)
+    description = json.loads((encoder / "encoder.json").read_text(encoding="utf-8"))["trunk"]
+    facts = TrunkFacts.from_dict(description, str(encoder))
+    below = NativeTrunk(encoder, dataclasses.replace(facts, layers=frozen), variant=dispatch.variant(), threads=threads)
+    above = dispatch.module().Trunk(dispatch.variant(), facts.hidden, facts.heads, facts.head_size, facts.epsilon)
+    for i in range(frozen, facts.layers):
+        above.add_layer(*layer_arrays(below.tensors, f"layers.{i}"))
+    shape = (int(offsets[-1]), facts.hidden)
+    lower, final = (
+        np.lib.format.open_memmap(work / f"{name}.npy", "w+", np.float16, shape) for name in ("lower", "final")
+    )
+    for start in range(0, len(rows), BLOCK):
+        found = below.run([np.asarray(row, np.int64) for row in rows[start : start + BLOCK]])
+        here = slice(int(offsets[start]), int(offsets[start]) + len(found.data))
+        lower[here] = found.data
+        last = above.run(np.ascontiguousarray(found.data), found.offsets)
+        final[here] = last / np.linalg.norm(last, axis=1, keepdims=True)
+        if start // BLOCK % 20 == 0:
+            print(f"states: {start} of {len(rows)} texts", flush=True)
+    np.savez(work / "states.npz", ids=flat, offsets=offsets)
+    return States(lower, final, offsets)

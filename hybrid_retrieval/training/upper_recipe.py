@@ -1,0 +1,274 @@
+"""Recipe of the shipped encoder: the base's nine lower layers stay; its three upper layers and the projection learn.
+
+A step sees 30 pairs of one file, in groups of six whose passages are each other's neighbours, and 32 sentences of
+28 languages beside their English translations. See ``train_upper`` for the loss.
+"""
+
+from __future__ import annotations
+
+import itertools
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from hybrid_retrieval.training import data, losses
+from hybrid_retrieval.training.base_weights import BaseModel
+from hybrid_retrieval.training.data import Pair
+from hybrid_retrieval.training.loop import train
+from hybrid_retrieval.training.modules import Encoder, Trunk
+from hybrid_retrieval.training.states import States, keep_states
+
+FROZEN = 9
+SCALE = 30.0
+QUERY_TOKENS, PASSAGE_TOKENS = 48, 160
+PAIRS, GROUP, NEIGHBOURS, SENTENCES = 30, 6, 25, 32
+BATCH_TOKENS = 2048
+FILES: dict[str, tuple[float, int]] = {
+    "squad_train": (6, 3000), "tydiqa-en": (2.5, 1500), "tydiqa-ko": (2.5, 1400), "tydiqa-sw": (1, 700),
+    "jaquad": (2, 1200), "iapp-thai": (0.7, 400), "tquad": (1, 600), "vi-qa": (0.7, 400), "scifact": (1, 500),
+    "fever-sent": (2, 1500), "medquad": (0.6, 400), "php_purpose": (1.5, 1500), "mdn_xling": (1.5, 1000),
+    "heading_mdn-en": (0.6, 400), "heading_windows-driver-docs": (0.6, 400),
+}  # fmt: skip
+"""Share of each file in the draw of steps, and how many of its pairs are kept."""
+ACROSS: dict[str, tuple[float, int]] = {
+    "zh": (2, 900), "es": (0.7, 350), "fr": (0.7, 350), "ru": (0.7, 350), "ja": (0.7, 350), "de": (0.7, 350),
+}  # fmt: skip
+"""The same for questions of the PHP manual in these languages with English passages."""
+PER_LANGUAGE = {"ara": 900, "cmn": 900}
+OTHER_LANGUAGES = 150
+SENTENCE_SHARE = {"ara": 4, "cmn": 4}
+NO_TEACHER = {"mdn_xling", *(f"php_{language}-en" for language in ACROSS)}
+"""Files across languages: the base is no teacher for them."""
+
+
+@dataclass(frozen=True)
+class Material:
+    """files: for each pair its file. passage_of: for each pair its passage's number. languages: of each sentence.
+    States hold, in this order: the pairs' queries, the distinct passages, and for each sentence four texts: itself as
+    a query and as a passage, its translation as a query and as a passage."""
+
+    states: States
+    files: list[str]
+    passage_of: NDArray[np.int64]
+    passages: int
+    languages: list[str]
+
+    def query(self, pair: int) -> int:
+        return pair
+
+    def passage(self, pair: int) -> int:
+        return len(self.files) + int(self.passage_of[pair])
+
+    def sentence(self, number: int, side: int) -> int:
+        return len(self.files) + self.passages + 4 * number + side
+
+
+def gather(
+    encoder: Path,
+    pairs: dict[str, list[Pair]],
+    across: dict[str, list[Pair]],
+    bitext: list[tuple[str, list[int], list[int]]],
+    work: Path,
+    *,
+    threads: int,
+) -> Material:
+    """Number the texts and run them through the base as exported to ``encoder``."""
+    named = [(name, pair) for name, (_, limit) in FILES.items() for pair in pairs[name][:limit]]
+    named += [(f"php_{language}-en", pair) for language in ACROSS for pair in across[language]]
+    queries = [data.wrap(data.QUERY_PREFIX, pair.query, QUERY_TOKENS) for _, pair in named]
+    distinct: dict[tuple[int, ...], int] = {}
+    passage_of = [
+        distinct.setdefault(tuple(data.wrap(data.PASSAGE_PREFIX, pair.passage, PASSAGE_TOKENS)), len(distinct))
+        for _, pair in named
+    ]
+    sides = [
+        data.wrap(prefix, ids, limit)
+        for _, foreign, english in bitext
+        for ids in (foreign, english)
+        for prefix, limit in ((data.QUERY_PREFIX, QUERY_TOKENS), (data.PASSAGE_PREFIX, PASSAGE_TOKENS))
+    ]
+    rows = [*queries, *map(list, distinct), *sides]
+    print(f"upper layers: {len(named)} pairs, {len(bitext)} translations", flush=True)
+    states = keep_states(encoder, rows, FROZEN, work, threads=threads)
+    return Material(
+        states,
+        [name for name, _ in named],
+        np.array(passage_of),
+        len(distinct),
+        [language for language, _, _ in bitext],
+    )
+
+
+class Upper(nn.Module):
+    """The encoder's trunk above ``FROZEN`` and its projection; lower states float32 [B, L, H] to final ones."""
+
+    def __init__(self, encoder: Encoder) -> None:
+        super().__init__()
+        self.trunk = nn.ModuleList(list(encoder.trunk.layers)[FROZEN:])
+        self.projection = encoder.projection
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        bias = None if bool(mask.all()) else mask[:, None, None, :]
+        for layer in self.trunk:
+            x = layer(x, bias)
+        return x
+
+    def final(self, states: States, texts: Sequence[int]) -> tuple[Tensor, NDArray[np.int64], NDArray[np.int64]]:
+        """Final states of all texts' tokens one below the other, [T, H]; where each text starts, and its length."""
+        offsets = states.offsets
+        lengths = np.array([offsets[i + 1] - offsets[i] for i in texts])
+        starts = np.zeros(len(texts), np.int64)
+        parts, position = [], 0
+        for group in data.bucketed(lengths.tolist(), BATCH_TOKENS):
+            rows = [torch.from_numpy(np.asarray(_rows(states.lower, offsets, texts[j]), np.float32)) for j in group]
+            mask = torch.arange(int(lengths[group].max()))[None] < torch.from_numpy(lengths[group])[:, None]
+            parts.append(self(nn.utils.rnn.pad_sequence(rows, batch_first=True), mask)[mask])
+            for j in group:
+                starts[j] = position
+                position += lengths[j]
+        return torch.cat(parts), starts, lengths
+
+
+def _rows(states: NDArray[np.float16], offsets: NDArray[np.int64], text: int) -> NDArray[np.float16]:
+    return states[offsets[text] : offsets[text + 1]]
+
+
+def _padded(flat: Tensor, starts: NDArray[np.int64], lengths: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
+    """Texts [B, L, D] and their mask [B, L] from rows one below the other."""
+    position = np.arange(int(lengths.max()))
+    mask = position[None] < lengths[:, None]
+    rows = np.where(mask, starts[:, None] + position[None], 0)
+    return flat[torch.from_numpy(rows)], torch.from_numpy(mask).long()
+
+
+class Draws:
+    """What each step sees; depends on the step's number alone."""
+
+    def __init__(self, material: Material, seed: int) -> None:
+        self._material, self._seed = material, seed
+        self._by_file: dict[str, list[int]] = {}
+        for pair, name in enumerate(material.files):
+            self._by_file.setdefault(name, []).append(pair)
+        self._names = sorted(self._by_file)
+        shares = {name: share for name, (share, _) in FILES.items()}
+        shares |= {f"php_{language}-en": share for language, (share, _) in ACROSS.items()}
+        self._weights = [shares[name] for name in self._names]
+        self._near = {name: self._neighbours(self._by_file[name]) for name in self._names}
+        self._by_language: dict[str, list[int]] = {}
+        for number, language in enumerate(material.languages):
+            self._by_language.setdefault(language, []).append(number)
+        self._languages = sorted(self._by_language)
+        self._language_weights = [SENTENCE_SHARE.get(language, 1) for language in self._languages]
+
+    def _neighbours(self, pairs: list[int]) -> NDArray[np.int64]:
+        """For each of the pairs the positions of those whose passages lie nearest by mean state, itself first."""
+        states = self._material.states
+        means = np.stack(
+            [
+                np.asarray(_rows(states.final, states.offsets, self._material.passage(pair)), np.float32).mean(axis=0)
+                for pair in pairs
+            ]
+        )
+        means -= means.mean(axis=0)
+        means /= np.maximum(np.linalg.norm(means, axis=1, keepdims=True), 1e-9)
+        blocks = [
+            np.argsort(-(means[start : start + 1000] @ means.T), axis=1, kind="stable")[:, :NEIGHBOURS]
+            for start in range(0, len(means), 1000)
+        ]
+        return np.concatenate(blocks)
+
+    def step(self, i: int) -> tuple[str, list[int], list[int]]:
+        """(file, pairs with distinct passages, sentences)."""
+        rng = random.Random(self._seed * 1_000_003 + i)
+        name = rng.choices(self._names, self._weights)[0]
+        pairs = self._by_file[name]
+        chosen: list[int] = []
+        seen: set[int] = set()
+        for anchor in rng.sample(range(len(pairs)), min(len(pairs), PAIRS)):
+            near = [int(j) for j in self._near[name][anchor] if j != anchor]
+            taken = 0
+            for j in [anchor, *rng.sample(near, min(GROUP + 3, len(near)))]:
+                passage = int(self._material.passage_of[pairs[j]])
+                if passage not in seen and taken < GROUP and len(chosen) < PAIRS:
+                    seen.add(passage)
+                    chosen.append(pairs[j])
+                    taken += 1
+        languages = rng.choices(self._languages, self._language_weights, k=SENTENCES)
+        return name, chosen, sorted({rng.choice(self._by_language[language]) for language in languages})
+
+
+def train_upper(encoder: Encoder, material: Material, *, steps: int, checkpoint: Path, resume: bool, seed: int) -> bool:
+    """Train the encoder's upper layers and projection in place; False when a signal stopped it.
+
+    The loss: contrastive cross-entropy over the pairs (1) and KL of their scores to the base's 384-dimension MaxSim
+    (.5); for a sentence as a query, over the pairs' passages and the sentences' translations, cross-entropy (.5) and
+    KL to what the base gives its translation as the query (.5); the other way round, cross-entropy (.25); and the
+    cosine distance of every final state from the base's (2), which keeps languages without training data in place.
+    """
+    upper, draws, states = Upper(encoder), Draws(material, seed), material.states
+
+    def step(i: int) -> tuple[Tensor, dict[str, float]]:
+        name, pairs, sentences = draws.step(i)
+        parts = [[material.query(j) for j in pairs], [material.passage(j) for j in pairs]]
+        parts += [[material.sentence(j, side) for j in sentences] for side in range(4)]
+        texts = [text for part in parts for text in part]
+        flat, starts, lengths = upper.final(states, texts)
+        target = torch.empty_like(flat)
+        for text, start, length in zip(texts, starts, lengths, strict=True):
+            target[start : start + length] = torch.from_numpy(
+                _rows(states.final, states.offsets, text).astype(np.float32)
+            )
+        bounds = np.cumsum([0, *map(len, parts)])
+        where = [(starts[a:b], lengths[a:b]) for a, b in itertools.pairwise(bounds.tolist())]
+        kept = (1 - (F.normalize(flat, dim=-1) * target).sum(-1)).mean()
+        query, passage, foreign_query, foreign_passage, english_query, english_passage = (
+            _padded(F.normalize(upper.projection(flat), dim=-1), *part) for part in where
+        )
+        with torch.no_grad():
+            old = [_padded(target, *part) for part in where]
+            teacher = losses.maxsim_matrix(*old[0], *old[1])
+            translated = torch.cat(
+                [losses.maxsim_matrix(*old[4], *old[1]), losses.maxsim_matrix(*old[4], *old[5])], dim=1
+            )
+        scores = losses.maxsim_matrix(*query, *passage)
+        own = losses.contrastive(scores, torch.zeros_like(scores, dtype=torch.bool), SCALE)
+        kl = torch.zeros(()) if name in NO_TEACHER else losses.score_distillation(scores, teacher, SCALE)
+        across = torch.cat(
+            [losses.maxsim_matrix(*foreign_query, *passage), losses.maxsim_matrix(*foreign_query, *english_passage)],
+            dim=1,
+        )
+        right = torch.arange(len(sentences)) + len(pairs)
+        to_english = F.cross_entropy(across * SCALE, right)
+        across_kl = losses.score_distillation(across, translated, SCALE)
+        back = losses.maxsim_matrix(*english_query, *foreign_passage)
+        to_foreign = losses.contrastive(back, torch.zeros_like(back, dtype=torch.bool), SCALE)
+        loss = own + 0.5 * kl + 0.5 * to_english + 0.5 * across_kl + 0.25 * to_foreign + 2 * kept
+        figures = {"pairs": own, "kl": kl, "sentences": to_english, "sentences_kl": across_kl, "kept": kept}
+        return loss, {key: value.item() for key, value in figures.items()}
+
+    return train(upper, step, steps=steps, rate=1e-4, head_rate=3e-4, checkpoint=checkpoint, resume=resume)
+
+
+def rotated(encoder: Encoder, seed: int) -> Encoder:
+    """Turn the projection by a random rotation: MaxSim stays as it is, but variance spreads evenly over the dimensions,
+    which one scalar quantiser for all of them needs (a sixth less error at 2 bits)."""
+    dimensions = encoder.projection.weight.shape[0]
+    q, _ = np.linalg.qr(np.random.default_rng(seed).standard_normal((dimensions, dimensions)))
+    with torch.no_grad():
+        encoder.projection.weight.copy_(torch.from_numpy(q.T.astype(np.float32)) @ encoder.projection.weight)
+    return encoder
+
+
+def untrained(base: BaseModel, projection: Tensor) -> Encoder:
+    """The base with a trained projection."""
+    encoder = Encoder(Trunk(base, list(range(base.layers))), projection.shape[0])
+    with torch.no_grad():
+        encoder.projection.weight.copy_(projection)
+    return encoder
