@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 
 from hybrid_retrieval import Encoder
-from hybrid_retrieval.encoders.encoder import CACHED_QUERIES
 from hybrid_retrieval.errors import InputError, ModelError, QueryError
 from tests.encoders.tiny_encoder import (
     CLS,
@@ -153,12 +152,14 @@ def test_query_vectors_are_remembered_and_cannot_be_changed(encoder: Encoder) ->
     assert encoder.encode_query("the house") is first
     with pytest.raises(ValueError, match="read-only"):
         first[0, 0] = 1
-    for i in range(CACHED_QUERIES):
+    capacity = encoder.cache_info().capacity
+    for i in range(capacity):
         encoder.encode_query(f"house {i}")
     again = encoder.encode_query("the house")
     assert again is not first
     np.testing.assert_array_equal(again, first)
-    assert len(encoder._cache) == CACHED_QUERIES
+    assert encoder.cache_info().entries == capacity == 1024
+    assert encoder.cache_info().hits == 1
 
 
 def test_threads_share_an_encoder(encoder: Encoder) -> None:
