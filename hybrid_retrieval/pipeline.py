@@ -24,8 +24,6 @@ from hybrid_retrieval.types import Ranking, best_first
 
 # Queries whose pairs are held and batched together: enough to fill batches, few enough to bound memory.
 QUERIES_TOGETHER = 32
-# Candidates scored between two looks at whether to end early.
-EARLY_STOP_ROUND = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,7 +222,7 @@ class Pipeline:
             order = self._fuse(reranker, np.append(logits, np.float32(most)), retrieval)[1]
             return len(logits) in order[:k]
 
-        return [EarlyStop(k, may_enter, EARLY_STOP_ROUND)]
+        return [EarlyStop(k, may_enter)]
 
     def _fuse(
         self, reranker: Reranker, logits: NDArray[np.float32], retrieval_scores: NDArray[np.float32]

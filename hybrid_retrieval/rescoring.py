@@ -59,18 +59,21 @@ class Plan(Protocol):
 class EarlyStop:
     """Ends when the next candidate, which leads those that remain, is not expected to enter the top k.
 
-    may_enter: says whether it may, from the logits so far. round_size: candidates between two looks.
+    may_enter: says whether it may, from the logits so far. Between two looks, a quarter of as many as have been scored
+    goes through, and no fewer than ROUND: looks cost rounds, and late rounds decide less.
     """
 
-    def __init__(self, k: int, may_enter: Callable[[NDArray[np.float32]], bool], round_size: int) -> None:
-        self._k, self._may_enter, self._round_size = k, may_enter, round_size
+    ROUND = 4
+
+    def __init__(self, k: int, may_enter: Callable[[NDArray[np.float32]], bool]) -> None:
+        self._k, self._may_enter = k, may_enter
 
     def __call__(self, work: Work) -> int:
         if work.scored < self._k:
             return min(self._k - work.scored, work.remaining)
         if not work.remaining or not self._may_enter(work.logits):
             return 0
-        return min(self._round_size, work.remaining)
+        return min(max(self.ROUND, work.scored // 4), work.remaining)
 
 
 class Deadline:

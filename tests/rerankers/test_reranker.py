@@ -288,8 +288,9 @@ def test_scores_are_remembered_by_tokens_and_change_nothing(folder: Path) -> Non
     pairs = [(QUERY, passage) for passage in [*PASSAGES, LONG]]
     for _ in range(2):
         np.testing.assert_array_equal(caching.score(pairs), plain.score(pairs))
-    windows = 4 + 4 + 5  # with the overlap of half a window that 32 tokens come to
-    assert caching.cache_info() == (windows, windows, windows, 100)
+    # 4 short passages and the windows of two long ones: 4 and 5, of which 1 and 2 differ.
+    windows = 4 + 4 + 5
+    assert caching.cache_info() == (windows, windows, 4 + 1 + 2, 100)
     assert plain.cache_info() == (0, 0, 0, 0)
     other = caching.score([("why " + QUERY, passage) for passage in PASSAGES])
     assert caching.cache_info().hits == windows and not np.array_equal(other, caching.score(pairs)[:5])
