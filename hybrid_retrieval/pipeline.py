@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -19,7 +20,7 @@ from hybrid_retrieval.errors import ModelError, QueryError
 from hybrid_retrieval.index import Index, load_encoder, load_reranker
 from hybrid_retrieval.ragged import Ragged
 from hybrid_retrieval.rerankers import Reranker
-from hybrid_retrieval.rescoring import Deadline, EarlyStop, Plan, Work, rescore
+from hybrid_retrieval.rescoring import Deadline, EarlyStop, Plan, Work, may_enter, rescore
 from hybrid_retrieval.types import Ranking, best_first
 
 # Queries whose pairs are held and batched together: enough to fill batches, few enough to bound memory.
@@ -215,14 +216,12 @@ class Pipeline:
         if not search.early_stop:
             return []
 
-        def may_enter(logits: NDArray[np.float32]) -> bool:
-            """Whether the next candidate would enter the top k with the highest logit that is expected of it."""
-            most = logits.mean(dtype=np.float64) + search.early_stop_bound * logits.std(dtype=np.float64)
-            retrieval = candidates.scores[: len(logits) + 1]
-            order = self._fuse(reranker, np.append(logits, np.float32(most)), retrieval)[1]
-            return len(logits) in order[:k]
+        def enters(logits: NDArray[np.float32]) -> bool:
+            return may_enter(
+                logits, candidates.scores, k, search.early_stop_bound, functools.partial(self._fuse, reranker)
+            )
 
-        return [EarlyStop(k, may_enter)]
+        return [EarlyStop(k, enters)]
 
     def _fuse(
         self, reranker: Reranker, logits: NDArray[np.float32], retrieval_scores: NDArray[np.float32]

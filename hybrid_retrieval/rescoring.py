@@ -22,7 +22,7 @@ class ScoresPairs(Protocol):
     def lanes(self) -> int: ...
     def score_pairs(self, groups: Sequence[Pairs]) -> list[NDArray[np.float32]]: ...
     def predict_seconds(self, pairs: Pairs) -> float | None: ...
-    def probe(self) -> None: ...
+    def probe(self, seconds: float) -> None: ...
 
 
 class Work:
@@ -56,11 +56,30 @@ class Plan(Protocol):
     def __call__(self, work: Work) -> int: ...
 
 
+def may_enter(
+    logits: NDArray[np.float32],
+    retrieval_scores: NDArray[np.float32],
+    k: int,
+    bound: float,
+    fuse: Callable[[NDArray[np.float32], NDArray[np.float32]], tuple[NDArray[np.float32], NDArray[np.int64]]],
+) -> bool:
+    """Whether the next candidate would enter the top k with the highest logit that is expected of it.
+
+    logits: float32 [M], so far. retrieval_scores: float32 [N], all candidates', best first, N > M. bound: how many
+    standard deviations above their mean the next logit is expected to lie at most. fuse: both stages' scores to final
+    ones and their order, as the pipeline fuses them. A candidate further down has a lower MaxSim, so none of them
+    enters where the next one does not.
+    """
+    most = logits.mean(dtype=np.float64) + bound * logits.std(dtype=np.float64)
+    _, order = fuse(np.append(logits, np.float32(most)), retrieval_scores[: len(logits) + 1])
+    return len(logits) in order[:k]
+
+
 class EarlyStop:
     """Ends when the next candidate, which leads those that remain, is not expected to enter the top k.
 
-    may_enter: says whether it may, from the logits so far. Between two looks, a quarter of as many as have been scored
-    goes through, and no fewer than ROUND: looks cost rounds, and late rounds decide less.
+    may_enter: says whether it may (see above), from the logits so far. Between two looks, a quarter of as many as have
+    been scored goes through, and no fewer than ROUND: looks cost rounds, and late rounds decide less.
     """
 
     ROUND = 4
@@ -91,7 +110,7 @@ class Deadline:
         count = self._fitting(work)
         if count == 0 and work.scored == 0 and work.remaining and not self._probed and self._left() > 0:
             self._probed = True
-            self._reranker.probe()
+            self._reranker.probe(self._left())
             count = self._fitting(work)
         return count
 

@@ -160,7 +160,7 @@ def test_a_deadline_in_between_rescores_the_first_candidates(
 @pytest.mark.parametrize("deadline_ms", [0, -1, float("nan"), "50", True])
 def test_an_impossible_deadline_is_refused(pipeline: Pipeline, deadline_ms: Any) -> None:
     for call in (pipeline.query, lambda text, **options: pipeline.query_batch([text], **options)):
-        with pytest.raises(QueryError, match="deadline_ms must be a number of milliseconds above 0.*leave it out"):
+        with pytest.raises(QueryError, match=r"deadline_ms must be a number of milliseconds above 0.*leave it out"):
             call("x", deadline_ms=deadline_ms)
 
 

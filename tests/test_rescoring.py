@@ -43,7 +43,7 @@ class Slow:
     def predict_seconds(self, pairs: Pairs) -> float | None:
         return self.pace * sum(map(len, pairs.rows)) if self.known else None
 
-    def probe(self) -> None:
+    def probe(self, seconds: float) -> None:
         self.probes += 1
         self.known = True
         self.now += 10 * self.pace

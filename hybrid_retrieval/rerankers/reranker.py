@@ -283,12 +283,16 @@ class Reranker:
             total += seconds
         return total
 
-    def probe(self) -> None:
-        """Learn the pace from two tiny batches, after one to warm up."""
+    def probe(self, seconds: float) -> None:
+        """Learn the pace from two tiny batches, after one to warm up; none is begun that is known not to fit in time."""
+        ends = time.perf_counter() + seconds
         word = self._tokenizer.encode("a", add_special_tokens=False).ids
         for length in (4, 4, 16):
-            row = self._convention.join(word * length, word * length)
-            self._forward([row] * self.lanes, [self._convention.passage_start(len(word) * length)] * self.lanes)
+            rows = [self._convention.join(word * length, word * length)] * self.lanes
+            predicted = self._pace.predict(self._cost_tokens([len(row) for row in rows]))
+            if predicted is not None and predicted > ends - time.perf_counter():
+                return
+            self._forward(rows, [self._convention.passage_start(len(word) * length)] * self.lanes)
 
     def cache_info(self) -> CacheInfo:
         """The cache of pair scores: hits, misses, entries, capacity. A passage in windows counts once for each."""
