@@ -284,7 +284,8 @@ class Reranker:
         return total
 
     def probe(self, seconds: float) -> None:
-        """Learn the pace from two tiny batches, after one to warm up; none is begun that is known not to fit in time."""
+        """Learn the pace from two tiny batches, after one to warm up; none is begun that is known not to fit in
+        `seconds`."""
         ends = time.perf_counter() + seconds
         word = self._tokenizer.encode("a", add_special_tokens=False).ids
         for length in (4, 4, 16):

@@ -296,6 +296,41 @@ def test_scores_are_remembered_by_tokens_and_change_nothing(folder: Path) -> Non
     assert caching.cache_info().hits == windows and not np.array_equal(other, caching.score(pairs)[:5])
 
 
+def test_the_time_of_pairs_is_predicted_from_batches_before(folder: Path) -> None:
+    reranker = Reranker.load(str(folder))
+    tokens = reranker.tokenize(PASSAGES)
+    pairs = reranker.pair(QUERY, tokens)
+    assert reranker.predict_seconds(pairs) is None
+    reranker.probe(10)
+    alone, all_of_them = reranker.predict_seconds(pairs.part(1, 2)), reranker.predict_seconds(pairs)
+    assert alone is not None and all_of_them is not None and 0 < alone < all_of_them
+    reranker.score_pairs([pairs])
+    assert reranker.predict_seconds(pairs) == 0, "what is remembered costs nothing"
+
+
+def test_rows_are_paid_for_by_the_lane(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of two lanes, one idles while the other works on a third row."""
+    reranker = Reranker.load(str(folder))
+    monkeypatch.setattr(reranker, "lanes", 2)
+    reranker.probe(10)
+    pairs = reranker.pair(QUERY, reranker.tokenize(["a house"] * 4))
+    seconds = [reranker.predict_seconds(pairs.part(0, count)) for count in (1, 2, 3, 4)]
+    assert seconds[0] == seconds[1] < seconds[2] == seconds[3]  # type: ignore[operator]
+
+
+def test_a_probe_that_would_not_fit_is_not_begun(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    reranker = Reranker.load(str(folder))
+    calls: list[int] = []
+    forward = reranker._backend.forward
+    monkeypatch.setattr(
+        reranker._backend, "forward", lambda ids, mask, types: calls.append(len(ids)) or forward(ids, mask, types)
+    )
+    reranker.probe(10)
+    assert len(calls) == 3
+    reranker.probe(1e-9)
+    assert len(calls) == 3
+
+
 class OutOfMemoryError(RuntimeError):
     """Named as torch's is."""
 
