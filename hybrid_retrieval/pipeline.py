@@ -136,22 +136,13 @@ class Pipeline:
         rescored = max(self.config.search.num_candidates, k) if num_candidates is None else num_candidates
         reranker = self.reranker if rerank else None
         together = QUERIES_TOGETHER if deadline_ms is None else 1
-        rankings = []
+        rankings: list[Ranking] = []
         for first in range(0, len(queries), together):
-            began = time.perf_counter()
             texts = queries[first : first + together]
-            found = [self._retrieve(text, max(k, rescored) if reranker else k) for text in texts]
             if reranker is None:
-                rankings += [self._stage_1_ranking(candidates) for candidates in found]
-                continue
-            plans: list[Plan] = []
-            if deadline_ms is not None:
-                plans.append(Deadline(reranker, began + deadline_ms / 1e3))
-            works = [self._work(reranker, candidates, rescored) for candidates in found]
-            own = [self._early_stop(reranker, candidates, k) for candidates in found]
-            rescore(reranker, [(work, [*plans, *stop]) for work, stop in zip(works, own, strict=True)])
-            for candidates, work in zip(found, works, strict=True):
-                rankings.append(self._fused_ranking(reranker, candidates, work, k, deadline_ms))
+                rankings += [self._stage_1_ranking(self._retrieve(text, k)) for text in texts]
+            else:
+                rankings += self._both_stages(reranker, texts, k, rescored, deadline_ms)
         return rankings
 
     def cache_info(self) -> dict[str, CacheInfo]:
@@ -201,6 +192,20 @@ class Pipeline:
                 vectors, k=k, exact=search.exact, nprobe=search.nprobe, threads=search.threads
             )
         return _Candidates(text, rows, scores, timings)
+
+    def _both_stages(
+        self, reranker: Reranker, texts: Sequence[str], k: int, rescored: int, deadline_ms: float | None
+    ) -> list[Ranking]:
+        began = time.perf_counter()
+        deadline: list[Plan] = [] if deadline_ms is None else [Deadline(reranker, began + deadline_ms / 1e3)]
+        found = [self._retrieve(text, max(k, rescored)) for text in texts]
+        works = [self._work(reranker, candidates, rescored) for candidates in found]
+        plans = [deadline + self._early_stop(reranker, candidates, k) for candidates in found]
+        rescore(reranker, list(zip(works, plans, strict=True)))
+        return [
+            self._fused_ranking(reranker, candidates, work, k, deadline_ms)
+            for candidates, work in zip(found, works, strict=True)
+        ]
 
     def _work(self, reranker: Reranker, candidates: _Candidates, rescored: int) -> Work:
         head = candidates.rows[:rescored]
