@@ -1,12 +1,12 @@
 """What ending stage 2 early saves and what it loses, simulated over scores that were computed once.
 
     python benchmarks/early_stop.py score --set NAME=INDEX=FOLDER --split dev --depth 30 --out SCORES
-    python benchmarks/early_stop.py simulate SCORES/*.npz --k 10 --depth 30 --bounds 0 0.25 0.5 1
+    python benchmarks/early_stop.py simulate SCORES/*.npz --top 3 --depth 30 --bounds 0 0.5 1
 
 ``score`` asks each judged query of a BEIR folder, rescores ``depth`` candidates in full and keeps both stages' scores.
 ``simulate`` replays the pipeline's own rounds on them: candidates in stage 1's order until the next one is not expected
-to enter the top k. Reported for each set and bound: the share of pairs that were scored, and by how much nDCG@10 lies
-below that of scoring them all (below 0: above it).
+to enter the first ``top`` places. Reported for each set and bound: the share of pairs that were scored, and by how much
+nDCG@10 lies below that of scoring them all (below 0: above it).
 """
 
 from __future__ import annotations
@@ -74,7 +74,9 @@ class Stored:
     def probe(self, seconds: float) -> None: ...
 
 
-def ended(logits: NDArray[np.float32], maxsim: NDArray[np.float32], k: int, bound: float, config: FusionConfig) -> Work:
+def ended(
+    logits: NDArray[np.float32], maxsim: NDArray[np.float32], top: int, bound: float, config: FusionConfig
+) -> Work:
     """One query's candidates through the pipeline's own rounds."""
     count = len(logits)
     none = np.zeros(count, bool)
@@ -82,9 +84,9 @@ def ended(logits: NDArray[np.float32], maxsim: NDArray[np.float32], k: int, boun
     work = Work(Pairs("", rows, (0,) * count, (b"",) * count, np.arange(count + 1), none, none, str))
 
     def enters(so_far: NDArray[np.float32]) -> bool:
-        return may_enter(so_far, maxsim, k, bound, lambda head, scores: fuse(config, None, head, scores))
+        return may_enter(so_far, maxsim, top, bound, lambda head, scores: fuse(config, None, head, scores))
 
-    rescore(Stored(logits), [(work, [EarlyStop(k, enters)])])
+    rescore(Stored(logits), [(work, [EarlyStop(top, enters)])])
     return work
 
 
@@ -93,7 +95,7 @@ def ndcg(gains: NDArray[np.float32], order: NDArray[np.int64], ideal: float) -> 
     return float((found / np.log2(np.arange(2, len(found) + 2))).sum() / ideal)
 
 
-def simulate(path: Path, k: int, depth: int, bound: float, weight: float | None) -> tuple[float, float, float]:
+def simulate(path: Path, top: int, depth: int, bound: float, weight: float | None) -> tuple[float, float, float]:
     """Share of pairs scored, loss of nDCG@10, nDCG@10 of scoring them all. weight: None orders by the logit alone."""
     config = FusionConfig(method="reranker") if weight is None else FusionConfig(method="weighted", weight=weight)
     stored = np.load(path)
@@ -103,7 +105,7 @@ def simulate(path: Path, k: int, depth: int, bound: float, weight: float | None)
     ):
         count = min(depth, int(np.isfinite(logits).sum()))
         logits, maxsim, gains = logits[:count], maxsim[:count], gains[:count]
-        scored = ended(logits, maxsim, k, bound, config).scored
+        scored = ended(logits, maxsim, top, bound, config).scored
         full = ndcg(gains, fuse(config, None, logits, maxsim)[1], ideal)
         shares.append(scored / count)
         losses.append(full - ndcg(gains, fuse(config, None, logits[:scored], maxsim)[1], ideal))
@@ -122,7 +124,7 @@ def main() -> None:
     scoring.add_argument("--out", type=Path, required=True)
     replay = commands.add_parser("simulate")
     replay.add_argument("scores", type=Path, nargs="+")
-    replay.add_argument("--k", type=int, default=10)
+    replay.add_argument("--top", type=int, default=3)
     replay.add_argument("--depth", type=int, default=30)
     replay.add_argument("--bounds", type=float, nargs="+", default=[-1.0, 0.0, 0.25, 0.5, 1.0, 2.0])
     replay.add_argument("--weight", type=float, help="of the reranker, or -1 for the logit alone; by default its own")
@@ -137,7 +139,7 @@ def main() -> None:
     for path in arguments.scores:
         weight = float(np.load(path)["weight"]) if arguments.weight is None else arguments.weight
         wanted = None if weight < 0 else weight
-        found = [simulate(path, arguments.k, arguments.depth, bound, wanted) for bound in arguments.bounds]
+        found = [simulate(path, arguments.top, arguments.depth, bound, wanted) for bound in arguments.bounds]
         cells = (f"{share:.0%} {loss:+.4f}" for share, loss, _ in found)
         print(path.stem, f"{found[0][2]:.3f}", *cells, sep="\t")
         totals.append([(share, loss) for share, loss, _ in found])

@@ -82,8 +82,9 @@ class SearchConfig:
 
     num_candidates: passages that stage 1 hands to stage 2. nprobe: centroids probed by each query token, 0 chooses from
     k. exact: score every passage. threads: of stage 1, 0 means every core. early_stop: end stage 2 when the candidates
-    that remain are not expected to enter the top k. early_stop_bound: how many standard deviations above the mean of
-    the logits so far the logit of a remaining candidate is expected to lie at most.
+    that remain are not expected to enter the first early_stop_top places (0: any of the k asked for); they follow in
+    stage 1's order. early_stop_bound: how many standard deviations above the mean of the logits so far the logit of a
+    remaining candidate is expected to lie at most.
     """
 
     num_candidates: int = 14
@@ -91,10 +92,12 @@ class SearchConfig:
     exact: bool = False
     threads: int = 0
     early_stop: bool = False
+    early_stop_top: int = 3
     early_stop_bound: float = 1.0
 
     def __post_init__(self) -> None:
         _require(self.num_candidates >= 1, f"search.num_candidates must be at least 1, got {self.num_candidates}")
+        _require(self.early_stop_top >= 0, f"search.early_stop_top must be 0 (k) or more, got {self.early_stop_top}")
         _require(
             math.isfinite(self.early_stop_bound),
             f"search.early_stop_bound must be a finite number, got {self.early_stop_bound}",

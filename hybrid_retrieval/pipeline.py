@@ -221,12 +221,13 @@ class Pipeline:
         if not search.early_stop:
             return []
 
-        def enters(logits: NDArray[np.float32]) -> bool:
-            return may_enter(
-                logits, candidates.scores, k, search.early_stop_bound, functools.partial(self._fuse, reranker)
-            )
+        places = min(k, search.early_stop_top or k)
+        fused = functools.partial(self._fuse, reranker)
 
-        return [EarlyStop(k, enters)]
+        def enters(logits: NDArray[np.float32]) -> bool:
+            return may_enter(logits, candidates.scores, places, search.early_stop_bound, fused)
+
+        return [EarlyStop(places, enters)]
 
     def _fuse(
         self, reranker: Reranker, logits: NDArray[np.float32], retrieval_scores: NDArray[np.float32]
@@ -242,12 +243,12 @@ class Pipeline:
         candidates.timings_ms["rerank"] += work.seconds * 1e3
         if not work.scored:
             chosen = np.arange(min(k, len(candidates.rows)))
-            notes = _ending(work, k, deadline_ms)
+            notes = _ending(work, deadline_ms)
             return self._ranking(candidates, chosen, candidates.scores[chosen], None, rescored=0, notes=notes)
         scores, order = self._fuse(reranker, work.logits, candidates.scores)
         logits = np.full(len(candidates.rows), np.nan, np.float32)
         logits[: work.scored] = work.logits
-        notes = reranker.notes(work.pairs.part(0, work.scored)) + _ending(work, k, deadline_ms)
+        notes = reranker.notes(work.pairs.part(0, work.scored)) + _ending(work, deadline_ms)
         return self._ranking(candidates, order[:k], scores[order[:k]], logits, rescored=work.scored, notes=notes)
 
     def _reranker_tokens(self, reranker: Reranker, rows: NDArray[np.int64]) -> Ragged:
@@ -316,13 +317,13 @@ def standardise(scores: NDArray[np.float32]) -> NDArray[np.float32]:
     return centred / np.float32(deviation) if deviation > 1e-6 else np.zeros_like(centred)
 
 
-def _ending(work: Work, k: int, deadline_ms: float | None) -> tuple[str, ...]:
+def _ending(work: Work, deadline_ms: float | None) -> tuple[str, ...]:
     """Why stage 2 left candidates out, if it did."""
     if work.ended_by is None or not work.remaining:
         return ()
     total = len(work.pairs)
     if isinstance(work.ended_by, EarlyStop):
-        return (f"{work.scored} of {total} candidates were rescored: the rest were not expected in the top {k}",)
+        return (f"{work.scored} of {total} candidates were rescored: the rest were not expected to rise",)
     if not work.scored:
         return (f"the deadline of {deadline_ms:g} ms left no time for stage 2: this is stage 1's order",)
     return (f"the deadline of {deadline_ms:g} ms left time to rescore {work.scored} of {total} candidates",)

@@ -76,13 +76,14 @@ def may_enter(
 
 
 class EarlyStop:
-    """Ends when the next candidate, which leads those that remain, is not expected to enter the top k.
+    """Ends when the next candidate, which leads those that remain, is not expected to enter the top k: as many places
+    as are to be settled, be it fewer than are returned.
 
     may_enter: says whether it may (see above), from the logits so far. Between two looks, a quarter of as many as have
     been scored goes through, and no fewer than ROUND: looks cost rounds, and late rounds decide less.
     """
 
-    ROUND = 4
+    ROUND = 2
 
     def __init__(self, k: int, may_enter: Callable[[NDArray[np.float32]], bool]) -> None:
         self._k, self._may_enter = k, may_enter

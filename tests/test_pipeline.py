@@ -174,10 +174,14 @@ def test_early_stop_leaves_out_what_would_not_enter(pipeline: Pipeline) -> None:
     ranking = never.query("capital city", k=3)
     assert ranking.rescored == 3
     assert ranking.ids == base.query("capital city", k=3, num_candidates=3).ids
-    assert f"3 of {len(PASSAGES)} candidates were rescored: the rest were not expected in the top 3" in ranking.notes
+    assert f"3 of {len(PASSAGES)} candidates were rescored: the rest were not expected to rise" in ranking.notes
     whole = always.query("capital city", k=3)
     assert whole.rescored == len(PASSAGES) and whole.ids == base.query("capital city", k=3).ids
     assert [ranking.rescored for ranking in never.query_batch(["capital city", "tides"], k=3)] == [3, 3]
+    settled = never.query("capital city", k=8)
+    assert settled.rescored == 3 and [hit.reranker_score is None for hit in settled] == [False] * 3 + [True] * 5
+    every_place = with_reranker(base, reranker, early_stop=True, early_stop_bound=-1e6, early_stop_top=0)
+    assert every_place.query("capital city", k=8).rescored == 8
 
 
 def test_early_stop_knows_what_no_logit_could_change(pipeline: Pipeline) -> None:

@@ -131,7 +131,7 @@ def test_early_stop_scores_k_before_it_looks_and_then_a_few_at_a_time() -> None:
     work = Work(pairs_of([5] * 90))
     plan = EarlyStop(10, may_enter)
     rescore(reranker, [(work, [plan])])
-    assert looks == [10, 14, 18, 22, 27, 33, 41, 51]
+    assert looks == [10, 12, 15, 18, 22, 27, 33, 41, 51]
     assert work.scored == 51 and work.ended_by is plan
 
 
@@ -141,7 +141,7 @@ def test_each_query_ends_by_itself_and_the_others_go_on_together() -> None:
     ends = [10, 18, 99]
     plans = [EarlyStop(10, lambda logits, end=end: len(logits) < end) for end in ends]
     rescore(reranker, [(work, [plan]) for work, plan in zip(works, plans, strict=True)])
-    assert reranker.rounds == [[10, 10, 10], [4, 2], [4]]
+    assert reranker.rounds == [[10, 10, 10], [2, 2], [3], [3]]
     assert [work.scored for work in works] == [10, 18, 12]
     assert [work.ended_by for work in works] == [plans[0], plans[1], None]
 
