@@ -1,12 +1,19 @@
-"""Which texts go through a model together. No tensors here: lengths in, groups of positions out."""
+"""Which texts go through a model together, and what happens where they do not fit. No tensors here: lengths in, groups
+of positions out."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+import threading
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from hybrid_retrieval.errors import ModelError
+
+logger = logging.getLogger(__name__)
 
 Int64 = NDArray[np.int64]
 
@@ -24,6 +31,66 @@ def plan_batches(lengths: Sequence[int], batch_tokens: int) -> list[list[int]]:
         else:
             batches.append([position])
     return batches
+
+
+class Batches:
+    """Runs rows in batches under a token budget, which shrinks where the device's memory does not hold a batch.
+
+    Safe to share between threads. tokens: the budget now, padded tokens in one forward pass.
+    """
+
+    def __init__(self, tokens: int, name: str) -> None:
+        """name: of the model, for messages."""
+        self.tokens, self._name = tokens, name
+        self._warned = False
+        self._lock = threading.Lock()
+
+    def run(self, lengths: Sequence[int], forward: Callable[[list[int]], None]) -> None:
+        """Call `forward` with the positions of each batch until every row has been through.
+
+        Out of memory, the budget is halved for good (said once, as a warning), and what remains is planned anew. Raises
+        `ModelError` where a single row does not fit.
+        """
+        waiting = plan_batches(lengths, self.tokens)
+        while waiting:
+            batch = waiting[0]
+            try:
+                forward(batch)
+            except Exception as error:  # the class is the device library's, which need not be installed
+                if not is_out_of_memory(error):
+                    raise
+                if len(batch) == 1:
+                    raise ModelError(
+                        f"{self._name}: not enough memory on the device for a single row of {lengths[batch[0]]} "
+                        "tokens: lower max_tokens, free memory there, or use device 'cpu'"
+                    ) from None
+            else:
+                del waiting[0]
+                continue
+            # Outside of the handler: its traceback would keep the failed batch's memory.
+            self._halve(len(batch) * lengths[batch[0]])
+            rest = [position for batch in waiting for position in batch]
+            plan = plan_batches([lengths[position] for position in rest], self.tokens)
+            waiting = [[rest[i] for i in part] for part in plan]
+
+    def _halve(self, failed_tokens: int) -> None:
+        with self._lock:
+            # Another thread may have halved it already, since this batch was planned.
+            self.tokens = max(1, min(self.tokens, failed_tokens // 2))
+            if not self._warned:
+                self._warned = True
+                logger.warning(
+                    "%s: out of memory with a batch of %d tokens; going on with batches of %d. Lower batch_tokens to "
+                    "avoid this; further halvings are not reported",
+                    self._name,
+                    failed_tokens,
+                    self.tokens,
+                )
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error is torch's (or a kin's) for a device whose memory is full. By name: torch need not be there."""
+    return any(base.__name__ == "OutOfMemoryError" for base in type(error).__mro__)
 
 
 def pad(rows: Sequence[Sequence[int] | NDArray[np.integer[Any]]], pad_id: int) -> tuple[Int64, Int64]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -33,7 +34,7 @@ class EncoderConfig:
     """The ColBERT encoder.
 
     model: `embedded`, a local folder, or a hub id (with `revision`). threads: 0 means every core.
-    batch_tokens: padded tokens in one forward pass.
+    batch_tokens: padded tokens in one forward pass. cached_queries: queries whose vectors are remembered, 0 none.
     """
 
     model: str = "embedded"
@@ -43,8 +44,10 @@ class EncoderConfig:
     dtype: DType = "auto"
     threads: int = 0
     batch_tokens: int = 4096
+    cached_queries: int = 1024
 
     def __post_init__(self) -> None:
+        _require(self.cached_queries >= 0, f"encoder.cached_queries must be 0 (off) or more, got {self.cached_queries}")
         _require(bool(self.model), "encoder.model must not be empty")
         _require(self.threads >= 0, f"encoder.threads must be 0 (every core) or more, got {self.threads}")
         _require(self.batch_tokens >= 1, f"encoder.batch_tokens must be at least 1, got {self.batch_tokens}")
@@ -75,16 +78,30 @@ class IndexConfig:
 
 @dataclass(frozen=True, slots=True)
 class SearchConfig:
-    """Stage 1. num_candidates: passages handed to stage 2. nprobe: centroids probed by each query token, 0 chooses
-    from k. exact: score every passage. threads: 0 means every core."""
+    """How a query is answered.
+
+    num_candidates: passages that stage 1 hands to stage 2. nprobe: centroids probed by each query token, 0 chooses from
+    k. exact: score every passage. threads: of stage 1, 0 means every core. early_stop: end stage 2 when the candidates
+    that remain are not expected to enter the first early_stop_top places (0: any of the k asked for); they follow in
+    stage 1's order. early_stop_bound: how many standard deviations above the mean of the logits so far the logit of a
+    remaining candidate is expected to lie at most.
+    """
 
     num_candidates: int = 14
     nprobe: int = 0
     exact: bool = False
     threads: int = 0
+    early_stop: bool = False
+    early_stop_top: int = 3
+    early_stop_bound: float = 1.0
 
     def __post_init__(self) -> None:
         _require(self.num_candidates >= 1, f"search.num_candidates must be at least 1, got {self.num_candidates}")
+        _require(self.early_stop_top >= 0, f"search.early_stop_top must be 0 (k) or more, got {self.early_stop_top}")
+        _require(
+            math.isfinite(self.early_stop_bound),
+            f"search.early_stop_bound must be a finite number, got {self.early_stop_bound}",
+        )
         _require(self.nprobe >= 0, f"search.nprobe must be 0 (automatic) or more, got {self.nprobe}")
         _require(self.threads >= 0, f"search.threads must be 0 (every core) or more, got {self.threads}")
 
@@ -95,7 +112,10 @@ class RerankerConfig:
 
     model: `embedded`, a local folder, a hub id (with `revision`), or `none` to stop after stage 1.
     truncation: `only_second` cuts as FlagReranker does (the query to 3/4 of max_tokens, then the passage);
-    `longest_first` cuts as sentence-transformers does. max_tokens: 0 takes the model's own (512 for FlagReranker's).
+    `longest_first` cuts as sentence-transformers does. max_tokens: of a pair; 0 takes the model's own (512 for
+    FlagReranker's). long_passages: one that does not fit is read in windows that share window_overlap tokens and scored
+    by their `max` or `mean`; `cut` reads its start alone. max_passage_tokens: with windows, tokens of a passage that
+    are read at all, 0 all of them. cached_pairs: scores of pairs that are remembered, 0 none.
     """
 
     model: str = "embedded"
@@ -106,9 +126,19 @@ class RerankerConfig:
     threads: int = 0
     truncation: Literal["only_second", "longest_first"] = "only_second"
     max_tokens: int = 0
+    long_passages: Literal["max", "mean", "cut"] = "max"
+    window_overlap: int = 32
+    max_passage_tokens: int = 0
     batch_tokens: int = 4096
+    cached_pairs: int = 32768
 
     def __post_init__(self) -> None:
+        for name in ("window_overlap", "max_passage_tokens", "cached_pairs"):
+            _require(getattr(self, name) >= 0, f"reranker.{name} must be 0 or more, got {getattr(self, name)}")
+        _require(
+            self.max_passage_tokens == 0 or self.long_passages != "cut",
+            "reranker.max_passage_tokens limits windows: with long_passages 'cut', set max_tokens instead",
+        )
         _require(bool(self.model), "reranker.model must not be empty (write 'none' to stop after stage 1)")
         _require(self.threads >= 0, f"reranker.threads must be 0 (every core) or more, got {self.threads}")
         _require(

@@ -95,7 +95,7 @@ def native_trunk(
 
 
 class NativeTrunk:
-    """Token ids to final states. Safe to share between threads."""
+    """Token ids to final states. Safe to share between threads. threads: rows run side by side, one a thread."""
 
     def __init__(self, folder: Path, facts: TrunkFacts, *, variant: str, threads: int = 0) -> None:
         """threads: 0 takes every core. Raises `ModelError` where the files do not hold what `facts` says."""
@@ -114,8 +114,8 @@ class NativeTrunk:
             self._norm = self.tensors["ln.weight"], self.tensors["ln.bias"]
         except (OSError, KeyError, ValueError, TypeError, SafetensorError) as error:
             raise ModelError(f"{path}: the weights are not those that the description names ({error})") from None
-        self._threads = threads or available_cores()
-        self._pool = ThreadPoolExecutor(self._threads) if self._threads > 1 else None
+        self.threads = threads or available_cores()
+        self._pool = ThreadPoolExecutor(self.threads) if self.threads > 1 else None
 
     def run(self, rows: Sequence[NDArray[np.int64]], projection: Float32 | None = None) -> Ragged:
         """Final states float32 [T, H], a row for each of the rows of token ids; or, with a projection [D, H], unit
@@ -126,7 +126,7 @@ class NativeTrunk:
             raise ModelError(f"the model reads at most {len(self._positions)} tokens, got {longest}")
         offsets = np.zeros(len(rows) + 1, np.int64)
         np.cumsum(lengths, out=offsets[1:])
-        parts = _shares(offsets, self._threads)
+        parts = _shares(offsets, self.threads)
         if self._pool is None or len(parts) == 1:
             states = [self._run(rows[start:stop], projection) for start, stop in parts]
         else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -12,13 +13,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from hybrid_retrieval.cache import CacheInfo
 from hybrid_retrieval.config import FusionConfig, PipelineConfig
 from hybrid_retrieval.encoders import Encoder
 from hybrid_retrieval.errors import ModelError, QueryError
 from hybrid_retrieval.index import Index, load_encoder, load_reranker
 from hybrid_retrieval.ragged import Ragged
 from hybrid_retrieval.rerankers import Reranker
+from hybrid_retrieval.rescoring import Deadline, EarlyStop, Plan, Work, may_enter, rescore
 from hybrid_retrieval.types import Ranking, best_first
+
+# Queries whose pairs are held and batched together: enough to fill batches, few enough to bound memory.
+QUERIES_TOGETHER = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,21 +85,42 @@ class Pipeline:
             config = PipelineConfig.from_dict(config)
         return cls(index, load_encoder(config), load_reranker(config), config)
 
-    def query(self, text: str, k: int = 10, *, num_candidates: int | None = None, rerank: bool = True) -> Ranking:
+    def query(
+        self,
+        text: str,
+        k: int = 10,
+        *,
+        num_candidates: int | None = None,
+        rerank: bool = True,
+        deadline_ms: float | None = None,
+    ) -> Ranking:
         """The k best passages for one query.
 
         num_candidates: passages that the reranker scores; by default the configuration's, and never fewer than k. If
         fewer than k are asked for, the rest follow in stage 1's order with no reranker score.
         rerank: False stops after stage 1.
+        deadline_ms: milliseconds from now after which the best ranking so far is returned: stage 2 begins no round of
+        pairs that is not predicted to be done by then (`Ranking.rescored` and a note say how far it got). Stage 1 is
+        never cut short: a deadline that leaves no time for stage 2 gives its order.
         """
-        return self.query_batch([text], k, num_candidates=num_candidates, rerank=rerank)[0]
+        return self.query_batch([text], k, num_candidates=num_candidates, rerank=rerank, deadline_ms=deadline_ms)[0]
 
     def query_batch(
-        self, queries: Sequence[str], k: int = 10, *, num_candidates: int | None = None, rerank: bool = True
+        self,
+        queries: Sequence[str],
+        k: int = 10,
+        *,
+        num_candidates: int | None = None,
+        rerank: bool = True,
+        deadline_ms: float | None = None,
     ) -> list[Ranking]:
         """One ranking for each query, in order; each is the ranking that `query` gives.
 
-        Raises `QueryError` for k < 1, num_candidates < 1, or an empty or oversized query.
+        The pairs of all queries are rescored together, and each ranking's `rerank` time is its share of that. With
+        deadline_ms the queries are answered one after the other, each in that time.
+
+        Raises `QueryError` for k < 1, num_candidates < 1, deadline_ms <= 0, or an empty or oversized query;
+        `ModelError` that names query and passage where the reranker gives a NaN or an infinity.
         """
         if isinstance(queries, str):
             raise QueryError("query_batch takes a sequence of queries; got one string (use query for a single one)")
@@ -101,16 +128,30 @@ class Pipeline:
             raise QueryError(f"k must be a whole number of at least 1, got {k!r}")
         if num_candidates is not None and num_candidates < 1:
             raise QueryError(f"num_candidates must be at least 1, got {num_candidates}")
+        if deadline_ms is not None and not (_is_number(deadline_ms) and deadline_ms > 0):
+            raise QueryError(
+                f"deadline_ms must be a number of milliseconds above 0, got {deadline_ms!r}: leave it out for no "
+                "deadline, or pass rerank=False to stop after stage 1"
+            )
         rescored = max(self.config.search.num_candidates, k) if num_candidates is None else num_candidates
         reranker = self.reranker if rerank else None
-        rankings = []
-        for text in queries:
-            candidates = self._retrieve(text, max(k, rescored) if reranker else k)
+        together = QUERIES_TOGETHER if deadline_ms is None else 1
+        rankings: list[Ranking] = []
+        for first in range(0, len(queries), together):
+            texts = queries[first : first + together]
             if reranker is None:
-                rankings.append(self._ranking(candidates, np.arange(len(candidates.rows)), candidates.scores, None))
+                rankings += [self._stage_1_ranking(self._retrieve(text, k)) for text in texts]
             else:
-                rankings.append(self._rerank(reranker, candidates, k, rescored))
+                rankings += self._both_stages(reranker, texts, k, rescored, deadline_ms)
         return rankings
+
+    def cache_info(self) -> dict[str, CacheInfo]:
+        """The caches by name, `query_vectors` and `pair_scores`: hits, misses, entries, capacity.
+
+        They belong to the models, so pipelines that share a model share its cache.
+        """
+        caches = {"query_vectors": self.encoder.cache_info()}
+        return caches if self.reranker is None else caches | {"pair_scores": self.reranker.cache_info()}
 
     def explain(self, query: str, passage_id: str) -> Explanation:
         """Which query token matched which passage token, and by how much, in the passage's best window.
@@ -152,15 +193,63 @@ class Pipeline:
             )
         return _Candidates(text, rows, scores, timings)
 
-    def _rerank(self, reranker: Reranker, candidates: _Candidates, k: int, rescored: int) -> Ranking:
+    def _both_stages(
+        self, reranker: Reranker, texts: Sequence[str], k: int, rescored: int, deadline_ms: float | None
+    ) -> list[Ranking]:
+        began = time.perf_counter()
+        deadline: list[Plan] = [] if deadline_ms is None else [Deadline(reranker, began + deadline_ms / 1e3)]
+        found = [self._retrieve(text, max(k, rescored)) for text in texts]
+        works = [self._work(reranker, candidates, rescored) for candidates in found]
+        plans = [deadline + self._early_stop(reranker, candidates, k) for candidates in found]
+        rescore(reranker, list(zip(works, plans, strict=True)))
+        return [
+            self._fused_ranking(reranker, candidates, work, k, deadline_ms)
+            for candidates, work in zip(found, works, strict=True)
+        ]
+
+    def _work(self, reranker: Reranker, candidates: _Candidates, rescored: int) -> Work:
         head = candidates.rows[:rescored]
+
+        def name(i: int) -> str:
+            return f"passage '{self.index.passage(int(head[i])).passage_id}'"
+
         with _timed(candidates.timings_ms, "rerank"):
-            result = reranker.score_tokens(candidates.query, self._reranker_tokens(reranker, head))
-        scores, order = fuse(self.config.fusion, reranker.fusion_weight, result.logits, candidates.scores)
+            return Work(reranker.pair(candidates.query, self._reranker_tokens(reranker, head), name))
+
+    def _early_stop(self, reranker: Reranker, candidates: _Candidates, k: int) -> list[Plan]:
+        search = self.config.search
+        if not search.early_stop:
+            return []
+
+        places = min(k, search.early_stop_top or k)
+        fused = functools.partial(self._fuse, reranker)
+
+        def enters(logits: NDArray[np.float32]) -> bool:
+            return may_enter(logits, candidates.scores, places, search.early_stop_bound, fused)
+
+        return [EarlyStop(places, enters)]
+
+    def _fuse(
+        self, reranker: Reranker, logits: NDArray[np.float32], retrieval_scores: NDArray[np.float32]
+    ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        return fuse(self.config.fusion, reranker.fusion_weight, logits, retrieval_scores)
+
+    def _stage_1_ranking(self, candidates: _Candidates) -> Ranking:
+        return self._ranking(candidates, np.arange(len(candidates.rows)), candidates.scores, None)
+
+    def _fused_ranking(
+        self, reranker: Reranker, candidates: _Candidates, work: Work, k: int, deadline_ms: float | None
+    ) -> Ranking:
+        candidates.timings_ms["rerank"] += work.seconds * 1e3
+        if not work.scored:
+            chosen = np.arange(min(k, len(candidates.rows)))
+            notes = _ending(work, deadline_ms)
+            return self._ranking(candidates, chosen, candidates.scores[chosen], None, rescored=0, notes=notes)
+        scores, order = self._fuse(reranker, work.logits, candidates.scores)
         logits = np.full(len(candidates.rows), np.nan, np.float32)
-        logits[: len(head)] = result.logits
-        notes = (f"{result.truncated} of {len(head)} pairs were cut at {reranker.max_tokens} tokens",)
-        return self._ranking(candidates, order[:k], scores[order[:k]], logits, notes=notes if result.truncated else ())
+        logits[: work.scored] = work.logits
+        notes = reranker.notes(work.pairs.part(0, work.scored)) + _ending(work, deadline_ms)
+        return self._ranking(candidates, order[:k], scores[order[:k]], logits, rescored=work.scored, notes=notes)
 
     def _reranker_tokens(self, reranker: Reranker, rows: NDArray[np.int64]) -> Ragged:
         if self.index.reranker_tokenizer == reranker.tokenizer_identity:
@@ -176,6 +265,8 @@ class Pipeline:
         chosen: NDArray[np.int64],
         scores: NDArray[np.float32],
         logits: NDArray[np.float32] | None,
+        *,
+        rescored: int | None = None,
         notes: tuple[str, ...] = (),
     ) -> Ranking:
         with _timed(candidates.timings_ms, "fetch"):
@@ -187,6 +278,7 @@ class Pipeline:
             retrieval_ranks=chosen + 1,
             reranker_scores=None if logits is None else logits[chosen],
             passages=passages,
+            rescored=rescored,
             timings_ms=candidates.timings_ms,
             notes=notes,
         )
@@ -223,6 +315,22 @@ def standardise(scores: NDArray[np.float32]) -> NDArray[np.float32]:
     centred = (scores - scores.mean(dtype=np.float64)).astype(np.float32) if len(scores) else scores
     deviation = float(np.sqrt(np.mean(np.square(centred, dtype=np.float64)))) if len(scores) else 0.0
     return centred / np.float32(deviation) if deviation > 1e-6 else np.zeros_like(centred)
+
+
+def _ending(work: Work, deadline_ms: float | None) -> tuple[str, ...]:
+    """Why stage 2 left candidates out, if it did."""
+    if work.ended_by is None or not work.remaining:
+        return ()
+    total = len(work.pairs)
+    if isinstance(work.ended_by, EarlyStop):
+        return (f"{work.scored} of {total} candidates were rescored: the rest were not expected to rise",)
+    if not work.scored:
+        return (f"the deadline of {deadline_ms:g} ms left no time for stage 2: this is stage 1's order",)
+    return (f"the deadline of {deadline_ms:g} ms left time to rescore {work.scored} of {total} candidates",)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
 
 
 @contextmanager

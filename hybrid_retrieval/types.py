@@ -61,7 +61,8 @@ class Ranking(Sequence[Hit]):
 
     ids: N passage identifiers. scores: float32 [N]. The optional arrays are float32 [N] (retrieval_ranks: int64 [N]),
     None where their stage did not run; a NaN among reranker_scores marks a passage that was not rescored. `passages`
-    holds the passages behind the ids, or None where there is no text.
+    holds the passages behind the ids, or None where there is no text. rescored: how many candidates stage 2 scored,
+    None where it was not asked to.
     timings_ms: milliseconds by stage. notes: what a reader of the scores should know (e.g. pairs cut at the
     reranker's limit).
     """
@@ -72,6 +73,7 @@ class Ranking(Sequence[Hit]):
     retrieval_ranks: NDArray[np.int64] | None = None
     reranker_scores: NDArray[np.float32] | None = None
     passages: tuple[Passage, ...] | None = None
+    rescored: int | None = None
     timings_ms: Mapping[str, float] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 

@@ -53,6 +53,16 @@ def test_query_prints_both_stages_as_json(run, small_index: Path) -> None:  # ty
     assert {"rank", "score", "retrieval_rank", "retrieval_score", "reranker_score", "text"} <= set(first)
 
 
+def test_query_says_how_far_a_deadline_let_it_get(run, small_index: Path) -> None:  # type: ignore[no-untyped-def]
+    short = run("query", small_index, "how do vaccines work?", "--deadline-ms", 0.001, "--json")
+    answer = json.loads(short.out)
+    assert answer["rescored"] == 0 and "no time for stage 2" in answer["notes"][0]
+    assert all(hit["reranker_score"] is None for hit in answer["hits"])
+    whole = run("query", small_index, "how do vaccines work?", "--deadline-ms", 600_000, "--json")
+    assert json.loads(whole.out)["rescored"] == len(PASSAGES)
+    assert run("query", small_index, "x", "--no-rerank", "--deadline-ms", 5).code == 2
+
+
 def test_query_prints_a_table(run, small_index: Path) -> None:  # type: ignore[no-untyped-def]
     result = run("query", small_index, "how do vaccines work?", "-k", 2)
     assert result.code == 0
@@ -185,6 +195,8 @@ def test_a_folder_that_is_no_index_is_named(run, tmp_path: Path, command: str) -
         ([""], "query"),
         (["x" * 100_000], "100,000"),
         (["--num-candidates", "0", "x"], "num_candidates"),
+        (["--deadline-ms", "0", "x"], "deadline_ms must be a number of milliseconds above 0, got 0.0"),
+        (["--deadline-ms", "-5", "x"], "deadline_ms must be a number of milliseconds above 0, got -5.0"),
         (["--config", "nowhere.yaml", "x"], "nowhere.yaml"),
         (["--queries", "nowhere.tsv"], "nowhere.tsv"),
     ],

@@ -5,12 +5,16 @@ from __future__ import annotations
 import dataclasses
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from hybrid_retrieval import Index, Pipeline, PipelineConfig
-from hybrid_retrieval.errors import ConfigError, ModelMismatchError, QueryError
+from hybrid_retrieval import Index, Passage, Pipeline, PipelineConfig, Reranker
+from hybrid_retrieval.config import FusionConfig
+from hybrid_retrieval.errors import ConfigError, ModelError, ModelMismatchError, QueryError
+from hybrid_retrieval.kernels import dispatch
+from hybrid_retrieval.rescoring import Deadline
 from tests.small_corpus import PASSAGES, QUERIES
 
 
@@ -47,12 +51,174 @@ def test_without_reranking_the_score_is_maxsim(pipeline: Pipeline) -> None:
     np.testing.assert_array_equal(ranking.scores, ranking.retrieval_scores)
 
 
-def test_a_batch_gives_what_single_queries_give(pipeline: Pipeline) -> None:
-    batch = pipeline.query_batch(list(QUERIES), k=5)
-    for query, ranking in zip(QUERIES, batch, strict=True):
-        alone = pipeline.query(query, k=5)
-        assert ranking.ids == alone.ids
-        np.testing.assert_array_equal(ranking.scores, alone.scores)
+def with_reranker(pipeline: Pipeline, reranker: Reranker | None = None, **search: Any) -> Pipeline:
+    """The same index and encoder with another reranker (by default one that remembers nothing) or other settings."""
+    config = dataclasses.replace(pipeline.config, search=dataclasses.replace(pipeline.config.search, **search))
+    return Pipeline(pipeline.index, pipeline.encoder, reranker or Reranker.load(cached_pairs=0), config)
+
+
+def count_batches(monkeypatch: pytest.MonkeyPatch, reranker: Reranker) -> list[int]:
+    """Rows of each forward pass from now on."""
+    rows: list[int] = []
+    forward = reranker._backend.forward
+    monkeypatch.setattr(
+        reranker._backend, "forward", lambda ids, mask, types: rows.append(len(ids)) or forward(ids, mask, types)
+    )
+    return rows
+
+
+def test_a_batch_gives_what_single_queries_give_and_is_rescored_together(
+    pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reranker = Reranker.load(cached_pairs=0, batch_tokens=100_000)
+    plain = with_reranker(pipeline, reranker)
+    rows = count_batches(monkeypatch, reranker)
+    queries = list(QUERIES)[:3]
+    batch = plain.query_batch(queries, k=5, num_candidates=7)
+    assert len(rows) == 1 and rows[0] >= 7 * len(queries), "all pairs of all queries at once"
+    alone = [plain.query(query, k=5, num_candidates=7) for query in queries]
+    small = with_reranker(pipeline, Reranker.load(cached_pairs=0, batch_tokens=64))
+    backwards = small.query_batch(queries[::-1], k=5, num_candidates=7)[::-1]
+    equal = np.testing.assert_array_equal if dispatch.variant() != dispatch.NUMPY else within
+    for ranking, *others in zip(batch, alone, backwards, strict=True):
+        for other in others:
+            assert ranking.ids == other.ids
+            equal(ranking.scores, other.scores)
+            equal(ranking.reranker_scores, other.reranker_scores)
+
+
+def within(found: Any, expected: Any) -> None:
+    """onnxruntime quantises the activations of a batch together."""
+    np.testing.assert_allclose(found, expected, atol=0.3)
+
+
+def test_caches_change_nothing_and_are_counted(pipeline: Pipeline) -> None:
+    caching = with_reranker(pipeline, Reranker.load())
+    plain = with_reranker(pipeline)
+    first = caching.query("how do vaccines work?", k=4)
+    before = caching.cache_info()
+    again = caching.query("how do vaccines work?", k=4)
+    expected = plain.query("how do vaccines work?", k=4)
+    for ranking in (first, again):
+        assert ranking.ids == expected.ids
+        np.testing.assert_array_equal(ranking.scores, expected.scores)
+    after = caching.cache_info()
+    pairs = after["pair_scores"]
+    assert pairs.hits == before["pair_scores"].entries == pairs.entries == pairs.misses > len(PASSAGES) - 1
+    assert after["query_vectors"].hits > before["query_vectors"].hits
+    assert plain.cache_info()["pair_scores"] == (0, 0, 0, 0)
+    assert set(Pipeline(pipeline.index, pipeline.encoder).cache_info()) == {"query_vectors"}
+
+
+def test_a_distant_deadline_changes_nothing(pipeline: Pipeline) -> None:
+    plain = with_reranker(pipeline)
+    expected, found = plain.query("tides", k=3), plain.query("tides", k=3, deadline_ms=600_000)
+    assert found.ids == expected.ids and found.rescored == expected.rescored == len(PASSAGES)
+    np.testing.assert_array_equal(found.scores, expected.scores)
+    assert not any("deadline" in note for note in found.notes)
+    batch = plain.query_batch(["tides", "bread"], k=3, deadline_ms=600_000)
+    assert [ranking.ids for ranking in batch] == [expected.ids, plain.query("bread", k=3).ids]
+
+
+def test_a_deadline_that_leaves_no_time_gives_stage_ones_order(pipeline: Pipeline) -> None:
+    ranking = with_reranker(pipeline).query("capital city", k=5, deadline_ms=0.001)
+    expected = pipeline.query("capital city", k=5, rerank=False)
+    assert ranking.ids == expected.ids and ranking.rescored == 0 and ranking.reranker_scores is None
+    np.testing.assert_array_equal(ranking.scores, expected.scores)
+    assert ranking.notes == ("the deadline of 0.001 ms left no time for stage 2: this is stage 1's order",)
+
+
+def test_a_deadline_in_between_rescores_the_first_candidates(
+    pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every pair is said to take a second of a clock that stands still until pairs are scored."""
+    reranker = Reranker.load(cached_pairs=0)
+    plain = with_reranker(pipeline, reranker)
+    whole = plain.query("capital city", k=9)
+    now = [0.0]
+    score = reranker.score_pairs
+
+    def scoring(groups: Any) -> Any:
+        now[0] += sum(map(len, groups))
+        return score(groups)
+
+    monkeypatch.setattr(reranker, "score_pairs", scoring)
+    monkeypatch.setattr(reranker, "predict_seconds", lambda pairs: float(len(pairs)))
+    monkeypatch.setattr("time.perf_counter", lambda: now[0])
+    monkeypatch.setattr(Deadline.__init__, "__defaults__", (lambda: now[0],))
+    ranking = plain.query("capital city", k=9, deadline_ms=5500)
+    assert ranking.rescored == 5
+    assert ranking.notes[-1] == f"the deadline of 5500 ms left time to rescore 5 of {len(PASSAGES)} candidates"
+    assert ranking.retrieval_ranks is not None
+    assert sorted(ranking.retrieval_ranks[:5].tolist()) == [1, 2, 3, 4, 5]
+    assert ranking.retrieval_ranks[5:].tolist() == [6, 7, 8, 9]
+    logits = {hit.passage_id: hit.reranker_score for hit in whole}
+    assert all(hit.reranker_score == logits[hit.passage_id] for hit in ranking[:5] if hit.passage_id in logits)
+    assert [hit.reranker_score for hit in ranking[5:]] == [None] * 4
+
+
+@pytest.mark.parametrize("deadline_ms", [0, -1, float("nan"), "50", True])
+def test_an_impossible_deadline_is_refused(pipeline: Pipeline, deadline_ms: Any) -> None:
+    for call in (pipeline.query, lambda text, **options: pipeline.query_batch([text], **options)):
+        with pytest.raises(QueryError, match=r"deadline_ms must be a number of milliseconds above 0.*leave it out"):
+            call("x", deadline_ms=deadline_ms)
+
+
+def test_early_stop_leaves_out_what_would_not_enter(pipeline: Pipeline) -> None:
+    """A bound that nothing reaches ends after k candidates; one that everything reaches changes nothing."""
+    by_logit = dataclasses.replace(pipeline.config, fusion=FusionConfig(method="reranker"))
+    base = Pipeline(pipeline.index, pipeline.encoder, pipeline.reranker, by_logit)
+    reranker = pipeline.reranker
+    never = with_reranker(base, reranker, early_stop=True, early_stop_bound=-1e6)
+    always = with_reranker(base, reranker, early_stop=True, early_stop_bound=1e6)
+    ranking = never.query("capital city", k=3)
+    assert ranking.rescored == 3
+    assert ranking.ids == base.query("capital city", k=3, num_candidates=3).ids
+    assert f"3 of {len(PASSAGES)} candidates were rescored: the rest were not expected to rise" in ranking.notes
+    whole = always.query("capital city", k=3)
+    assert whole.rescored == len(PASSAGES) and whole.ids == base.query("capital city", k=3).ids
+    assert [ranking.rescored for ranking in never.query_batch(["capital city", "tides"], k=3)] == [3, 3]
+    settled = never.query("capital city", k=8)
+    assert settled.rescored == 3 and [hit.reranker_score is None for hit in settled] == [False] * 3 + [True] * 5
+    every_place = with_reranker(base, reranker, early_stop=True, early_stop_bound=-1e6, early_stop_top=0)
+    assert every_place.query("capital city", k=8).rescored == 8
+
+
+def test_early_stop_knows_what_no_logit_could_change(pipeline: Pipeline) -> None:
+    """With all the weight on MaxSim, no candidate can enter the top k any more, whatever its logit is."""
+    by_maxsim = dataclasses.replace(pipeline.config, fusion=FusionConfig(method="weighted", weight=0.0))
+    base = Pipeline(pipeline.index, pipeline.encoder, pipeline.reranker, by_maxsim)
+    ranking = with_reranker(base, pipeline.reranker, early_stop=True, early_stop_bound=1e6).query("tides", k=3)
+    assert ranking.rescored == 3 and ranking.ids == base.query("tides", k=3).ids
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_an_impossible_logit_names_query_and_passage(
+    pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch, value: float
+) -> None:
+    reranker = Reranker.load(cached_pairs=0)
+    monkeypatch.setattr(reranker._backend, "forward", lambda ids, mask, types: np.full(len(ids), value, np.float32))
+    broken = with_reranker(pipeline, reranker)
+    with pytest.raises(ModelError, match=r"gave the logit (nan|inf) for passage '[a-z]+' with the query 'tides'"):
+        broken.query_batch(["tides", "bread"], k=3)
+
+
+def test_a_long_passage_is_read_to_its_end(pipeline: Pipeline) -> None:
+    """The answer stands in the last sentence of a passage of several windows."""
+    query = "name of the last lighthouse keeper"
+    windows, cut = pipeline.query(query, k=12), with_reranker(pipeline, Reranker.load(long_passages="cut")).query(query)
+    score = {hit.passage_id: hit.reranker_score for hit in windows}
+    assert score["long"] == max(value for value in score.values() if value is not None)
+    at_cut = {hit.passage_id: hit.reranker_score for hit in cut}["long"]
+    assert at_cut is not None and score["long"] is not None and at_cut < score["long"]
+    alone = Reranker.load().rank(query, [passage_of(pipeline, "long")])
+    assert alone.scores[0] == pytest.approx(score["long"], abs=1e-4)
+
+
+def passage_of(pipeline: Pipeline, passage_id: str) -> Passage:
+    row = pipeline.index.row_of(passage_id)
+    assert row is not None
+    return pipeline.index.passage(row)
 
 
 def test_threads_share_a_pipeline(pipeline: Pipeline) -> None:
@@ -79,9 +245,11 @@ def test_what_stands_at_the_end_of_a_long_passage_is_found(pipeline: Pipeline) -
 
 
 def test_a_pair_over_the_limit_is_noted(pipeline: Pipeline) -> None:
-    ranking = pipeline.query("name of the last lighthouse keeper", k=3)
-    assert len(ranking.notes) == 1
-    assert "pairs were cut at" in ranking.notes[0]
+    query = "name of the last lighthouse keeper"
+    (note,) = pipeline.query(query, k=3).notes
+    assert "1 of 12 passages did not fit a pair of 512 tokens" in note
+    (note,) = with_reranker(pipeline, Reranker.load(long_passages="cut")).query(query, k=3).notes
+    assert note == "1 of 12 pairs were cut at 512 tokens"
 
 
 @pytest.mark.parametrize("k", [0, -1, 1.5, "3", True])

@@ -45,6 +45,7 @@ def open_pipeline(index: str, config: str | None, *, exact: bool = False, rerank
 @click.option("--num-candidates", type=int, help="Passages that the reranker scores. Default: the configuration's.")
 @click.option("--no-rerank", is_flag=True, help="Stop after stage 1.")
 @click.option("--exact", is_flag=True, help="Score every passage by MaxSim instead of pruning.")
+@click.option("--deadline-ms", type=float, help="Return the best ranking so far after so many milliseconds.")
 @click.option("--format", "form", type=click.Choice(["table", "jsonl", "trec"]), default="table", show_default=True)
 @click.option("--config", type=click.Path(), help="Pipeline configuration. Default: the one INDEX was built with.")
 @click.option("--json", "as_json", is_flag=True, help="The same as --format jsonl.")
@@ -56,6 +57,7 @@ def query(
     num_candidates: int | None,
     no_rerank: bool,
     exact: bool,
+    deadline_ms: float | None,
     form: str,
     config: str | None,
     as_json: bool,
@@ -67,12 +69,14 @@ def query(
         raise click.UsageError("--json and --format trec exclude each other")
     if no_rerank and num_candidates is not None:
         raise click.UsageError("--num-candidates is for the reranker: it says nothing with --no-rerank")
+    if no_rerank and deadline_ms is not None:
+        raise click.UsageError("--deadline-ms cuts the reranker short: it says nothing with --no-rerank")
     asked = [Query("1", text)] if text is not None else read_queries(Path(queries or ""))
     pipeline = open_pipeline(index, config, exact=exact, rerank=not no_rerank)
     for one in asked:
         try:
             start = time.perf_counter()
-            ranking = pipeline.query(one.text, k, num_candidates=num_candidates)
+            ranking = pipeline.query(one.text, k, num_candidates=num_candidates, deadline_ms=deadline_ms)
             seconds = time.perf_counter() - start
         except QueryError as error:
             raise QueryError(f"query '{one.query_id}': {error}") if queries else error from None
@@ -105,9 +109,11 @@ def rerank(text: str, passages: str, k: int, model: str, as_json: bool) -> None:
 
 
 def ranking_dict(ranking: Ranking) -> dict[str, Any]:
-    """A ranking as `--json` prints it: `hits`, and `notes` where there is something to know."""
+    """A ranking as `--json` prints it: `hits`, how many candidates were `rescored` where stage 2 was asked to, and
+    `notes` where there is something to know."""
+    rescored = {} if ranking.rescored is None else {"rescored": ranking.rescored}
     notes = {"notes": list(ranking.notes)} if ranking.notes else {}
-    return {"hits": [hit_dict(hit) for hit in ranking], **notes}
+    return {"hits": [hit_dict(hit) for hit in ranking], **rescored, **notes}
 
 
 def hit_dict(hit: Hit) -> dict[str, Any]:

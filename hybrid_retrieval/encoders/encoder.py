@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import logging
-import threading
-from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hybrid_retrieval.batching import pad, plan_batches
+from hybrid_retrieval.batching import Batches, pad
+from hybrid_retrieval.cache import Cache, CacheInfo, digest
 from hybrid_retrieval.corpus.chunker import split_windows
 from hybrid_retrieval.encoders.backend import EncoderBackend
 from hybrid_retrieval.encoders.convention import EncodingConvention, Side
@@ -24,8 +23,6 @@ from hybrid_retrieval.types import check_query, is_unicode
 logger = logging.getLogger(__name__)
 
 Float32 = NDArray[np.float32]
-
-CACHED_QUERIES = 1024
 
 
 class Encoder:
@@ -46,12 +43,13 @@ class Encoder:
         tokenizer: Any,
         backend: EncoderBackend,
         batch_tokens: int = 4096,
+        cached_queries: int = 1024,
     ) -> None:
         self.source: str | None = None
         self.name, self.identity, self.dimensions, self.convention = name, identity, dimensions, convention
-        self._tokenizer, self._backend, self._batch_tokens = tokenizer, backend, batch_tokens
-        self._cache: OrderedDict[str, Float32] = OrderedDict()
-        self._lock = threading.Lock()
+        self._tokenizer, self._backend, self._batches = tokenizer, backend, Batches(batch_tokens, name)
+        self._cache: Cache[Float32] = Cache(cached_queries)
+        self._key = digest(identity)
         self._warned = False
 
     @classmethod
@@ -65,15 +63,17 @@ class Encoder:
         dtype: Literal["auto", "float32", "float16", "bfloat16", "int8"] = "auto",
         threads: int = 0,
         batch_tokens: int = 4096,
+        cached_queries: int = 1024,
     ) -> Encoder:
         """Load `embedded`, a folder (Stanford, PyLate, sentence-transformers or an ONNX export) or a hub id.
 
         dtype: `auto` is float16 on CUDA and float32 on a CPU; an ONNX folder keeps its own. threads: on a CPU, 0
-        takes every core. batch_tokens: padded tokens in one forward pass. Raises `ModelNotFoundError`,
-        `ModelError`, or `OptionalDependencyError` where the model needs torch.
+        takes every core. batch_tokens: padded tokens in one forward pass. cached_queries: queries whose vectors
+        `encode_query` remembers, 0 none. Raises `ModelNotFoundError`, `ModelError`, or `OptionalDependencyError` where
+        the model needs torch.
         """
         parts = load_parts(resolve(model, revision), backend=backend, device=device, dtype=dtype, threads=threads)
-        encoder = cls(**parts, batch_tokens=batch_tokens)
+        encoder = cls(**parts, batch_tokens=batch_tokens, cached_queries=cached_queries)
         encoder.source = lasting_name(model)
         return encoder
 
@@ -83,19 +83,19 @@ class Encoder:
         return self.convention.passage.max_tokens
 
     def encode_query(self, text: str) -> Float32:
-        """One query: float32 [Lq, D]. The last queries' vectors are remembered (read-only arrays)."""
-        with self._lock:
-            found = self._cache.get(text)
-            if found is not None:
-                self._cache.move_to_end(text)
-                return found
-        vectors = self.encode_queries([text]).data
-        vectors.flags.writeable = False
-        with self._lock:
-            self._cache[text] = vectors
-            while len(self._cache) > CACHED_QUERIES:
-                self._cache.popitem(last=False)
-        return vectors
+        """One query: float32 [Lq, D], read-only. The last queries' vectors are remembered."""
+        check_query(text)
+        key = self._key(text.encode())
+        found = self._cache.get(key)
+        if found is None:
+            found = self.encode_queries([text]).data
+            found.flags.writeable = False
+            self._cache.put(key, found)
+        return found
+
+    def cache_info(self) -> CacheInfo:
+        """The cache of query vectors: hits, misses, entries, capacity."""
+        return self._cache.info()
 
     def encode_queries(self, texts: Sequence[str]) -> Ragged:
         """One row a query, over unit float32 vectors [T, D].
@@ -203,7 +203,8 @@ class Encoder:
         offsets = np.zeros(len(rows) + 1, np.int64)
         np.cumsum([keep.sum() for keep in kept], out=offsets[1:])
         data = np.empty((int(offsets[-1]), self.dimensions), np.float32)
-        for batch in plan_batches([len(row) for row in rows], self._batch_tokens):
+
+        def forward(batch: list[int]) -> None:
             ids, mask = pad([rows[i] for i in batch], self.convention.pad_id)
             for line, i in enumerate(batch):
                 mask[line, attended[i] :] = 0
@@ -213,6 +214,8 @@ class Encoder:
                 if not np.isfinite(chosen).all():
                     raise ModelError(f"{self.name} gave a NaN or infinite vector for {what} {owners[i]} of {count}")
                 data[offsets[i] : offsets[i + 1]] = chosen
+
+        self._batches.run([len(row) for row in rows], forward)
         return Ragged(data, offsets)
 
 

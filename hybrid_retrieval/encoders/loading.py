@@ -15,7 +15,7 @@ from hybrid_retrieval.onnx_files import is_onnx_folder, read_description, weight
 
 
 def load_parts(folder: Path, *, backend: str, device: str, dtype: str, threads: int) -> dict[str, Any]:
-    """The keyword arguments of `Encoder`, but for `batch_tokens`."""
+    """The keyword arguments of `Encoder` that come from the model's files."""
     if is_onnx_folder(folder, "encoder", backend):
         return _onnx_parts(folder, backend=backend, device=device, dtype=dtype, threads=threads)
     from hybrid_retrieval.encoders.torch_backend import torch_parts

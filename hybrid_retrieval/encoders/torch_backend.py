@@ -45,7 +45,7 @@ class TorchEncoderBackend(EncoderBackend):
 
 
 def torch_parts(folder: Path, *, device: str, dtype: str, threads: int) -> dict[str, Any]:
-    """The keyword arguments of `Encoder`, but for `batch_tokens`."""
+    """The keyword arguments of `Encoder` that come from the model's files."""
     require("torch", f"the checkpoint {folder}")
     loader = load_pylate if (folder / "modules.json").exists() else load_stanford
     trunk, projection, convention, tokenizer, (files, tokenizer_bytes) = loader(folder)

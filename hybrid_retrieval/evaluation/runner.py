@@ -19,7 +19,6 @@ Progress = Callable[[str, int, int], None]
 Latency = dict[str, dict[str, float]]
 # Deep enough for the usual cut-offs of recall, whatever measures are asked for.
 MIN_DEPTH = 100
-_CHUNK = 16
 
 
 class AnswersQueries(Protocol):
@@ -65,9 +64,8 @@ def run_dataset(
     if num_candidates is None:
         num_candidates = own_candidates(pipeline)
     rankings: list[Ranking] = []
-    for start in range(0, len(queries), _CHUNK):
-        texts = [query.text for query in queries[start : start + _CHUNK]]
-        rankings += pipeline.query_batch(texts, depth, num_candidates=num_candidates, rerank=rerank)
+    for query in queries:  # one at a time: a share of a batch's time is not what a query waits
+        rankings += pipeline.query_batch([query.text], depth, num_candidates=num_candidates, rerank=rerank)
         if progress is not None:
             progress("queries", len(rankings), len(queries))
     run = run_of(queries, rankings)

@@ -18,7 +18,7 @@ FLAG_MAX_TOKENS = 512
 
 
 def load_parts(folder: Path, *, backend: str, device: str, dtype: str, threads: int, max_tokens: int) -> dict[str, Any]:
-    """The keyword arguments of `Reranker`, but for `truncation` and `batch_tokens`."""
+    """The keyword arguments of `Reranker` that come from the model's files."""
     if is_onnx_folder(folder, "reranker", backend):
         return _onnx_parts(folder, backend=backend, device=device, dtype=dtype, threads=threads, max_tokens=max_tokens)
     from hybrid_retrieval.rerankers.torch_backend import torch_parts

@@ -31,6 +31,7 @@ class NativeRerankerBackend(RerankerBackend):
             self._trunk.tensors[name] for name in HEAD
         )
         self._convention = convention
+        self.lanes = self._trunk.threads
 
     def forward(
         self, ids: NDArray[np.int64], mask: NDArray[np.int64], types: NDArray[np.int64] | None

@@ -1,12 +1,13 @@
-"""How a cross-encoder's pair of token ids is made, and cut where it is too long.
+"""How a cross-encoder's pair of token ids is made, and cut or split into windows where it is too long.
 
-Source: FlagEmbedding 1.4.2, `inference/reranker/encoder_only/base.py`: query and passage are tokenised apart without
-special tokens, the query is cut to three quarters of max_length, the passage to what is left (`only_second`).
+Source of `cut`: FlagEmbedding 1.4.2, `inference/reranker/encoder_only/base.py`: query and passage are tokenised apart
+without special tokens, the query is cut to three quarters of max_length, the passage to what is left (`only_second`).
+Windows scored by their maximum or mean: MaxP and its kin, Dai and Callan 2019 (arXiv 1905.09217).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 from hybrid_retrieval.errors import ModelError
 
 Truncation = Literal["only_second", "longest_first"]
+LongPassages = Literal["max", "mean", "cut"]
 Ids = Sequence[int] | NDArray[np.int32]
 
 
@@ -43,9 +45,9 @@ class PairConvention:
         """Tokens that the markers take."""
         return len(self.prefix_ids) + len(self.middle_ids) + len(self.suffix_ids)
 
-    def join(self, query: Ids, passage: Ids) -> list[int]:
+    def join(self, query: Ids, passage: Ids) -> NDArray[np.int32]:
         """The pair's ids; both parts must have been cut to fit."""
-        return [*self.prefix_ids, *query, *self.middle_ids, *passage, *self.suffix_ids]
+        return np.concatenate([self.prefix_ids, query, self.middle_ids, passage, self.suffix_ids], dtype=np.int32)
 
     def passage_start(self, num_query_tokens: int) -> int:
         """Position of the passage's first token, where token types turn from 0 to 1."""
@@ -89,3 +91,63 @@ def cut(query: Ids, passage: Ids, room: int, max_query_tokens: int, truncation: 
         else:
             passage = passage[: room - len(query)]
     return query, passage, len(query) + len(passage) < total
+
+
+def window_spans(tokens: int, room: int, overlap: int) -> list[tuple[int, int]]:
+    """Spans [start, end) of at most `room` tokens that cover all `tokens`, neighbours sharing `overlap`.
+
+    All but the last are full; the last ends with the passage and shares more where that keeps it full, so that no
+    window is a scrap without context. The overlap is never over half a window. A passage that fits is one window.
+    """
+    if tokens <= room:
+        return [(0, tokens)]
+    step = room - min(overlap, room // 2)
+    starts = [*range(0, tokens - room, step), tokens - room]
+    return [(start, start + room) for start in starts]
+
+
+@dataclass(frozen=True, slots=True)
+class Pairs:
+    """One query with N passages as rows of token ids: one row a passage, or several where it is split into windows.
+
+    rows: int32, one array a window. passage_starts: where each row's passage begins. keys: what each row is remembered
+    by. offsets: int64 [N + 1], the rows of passage i are offsets[i] to offsets[i + 1]. query_cut, passage_cut: bool
+    [N], whether tokens of either were left out. name: what messages call passage first + i.
+    """
+
+    query: str
+    rows: tuple[NDArray[np.int32], ...]
+    passage_starts: tuple[int, ...]
+    keys: tuple[bytes, ...]
+    offsets: NDArray[np.int64]
+    query_cut: NDArray[np.bool_]
+    passage_cut: NDArray[np.bool_]
+    name: Callable[[int], str]
+    first: int = 0
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    def part(self, start: int, stop: int) -> Pairs:
+        """The passages from `start` to `stop`."""
+        begin, end = int(self.offsets[start]), int(self.offsets[stop])
+        return Pairs(
+            self.query,
+            self.rows[begin:end],
+            self.passage_starts[begin:end],
+            self.keys[begin:end],
+            self.offsets[start : stop + 1] - begin,
+            self.query_cut[start:stop],
+            self.passage_cut[start:stop],
+            self.name,
+            self.first + start,
+        )
+
+    def name_of_row(self, row: int) -> str:
+        """What messages call the passage that a row belongs to."""
+        return self.name(self.first + int(np.searchsorted(self.offsets, row, side="right")) - 1)
+
+    @property
+    def windowed(self) -> int:
+        """How many passages are split into windows."""
+        return int(np.count_nonzero(np.diff(self.offsets) > 1))

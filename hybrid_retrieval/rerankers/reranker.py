@@ -2,31 +2,33 @@
 
 from __future__ import annotations
 
-import itertools
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hybrid_retrieval.batching import pad, plan_batches
+from hybrid_retrieval.batching import Batches, pad, plan_batches
+from hybrid_retrieval.cache import Cache, CacheInfo, digest
 from hybrid_retrieval.errors import InputError, ModelError, QueryError
 from hybrid_retrieval.model_files import lasting_name, resolve
 from hybrid_retrieval.ragged import Ragged
 from hybrid_retrieval.rerankers.backend import RerankerBackend
 from hybrid_retrieval.rerankers.loading import load_parts
-from hybrid_retrieval.rerankers.pairs import Ids, PairConvention, Truncation, cut
+from hybrid_retrieval.rerankers.pace import Pace
+from hybrid_retrieval.rerankers.pairs import Ids, LongPassages, PairConvention, Pairs, Truncation, cut, window_spans
 from hybrid_retrieval.types import Passage, Ranking, best_first, check_query, is_unicode
 
 
 @dataclass(frozen=True, slots=True)
 class Scores:
-    """logits: float32 [N], raw. truncated: how many of the N pairs were cut at the model's limit."""
+    """logits: float32 [N], raw. truncated, windowed: how many of the N pairs were cut, and how many split."""
 
     logits: NDArray[np.float32]
     truncated: int
+    windowed: int
 
 
 class Reranker:
@@ -34,8 +36,9 @@ class Reranker:
 
     name: what the model calls itself. tokenizer_identity: SHA-256 (hex) of its tokenizer; passage tokens stored
     under the same identity can be scored directly. identity: the same over weights, tokenizer and convention.
-    max_tokens: of a pair, where it is cut; longest_tokens: the most that the model could read.
-    fusion_weight: the weight that the model's files recommend for fusion with MaxSim, or None.
+    max_tokens: of a pair, where it is cut or split; longest_tokens: the most that the model could read.
+    lanes: rows that its backend works on side by side. fusion_weight: the weight that the model's files recommend for
+    fusion with MaxSim, or None.
     """
 
     def __init__(
@@ -52,14 +55,22 @@ class Reranker:
         longest_tokens: int,
         fusion_weight: float | None = None,
         truncation: Truncation = "only_second",
+        long_passages: LongPassages = "max",
+        window_overlap: int = 32,
+        max_passage_tokens: int = 0,
         batch_tokens: int = 4096,
+        cached_pairs: int = 32768,
     ) -> None:
         self.source: str | None = None
         self.name, self.identity, self.tokenizer_identity = name, identity, tokenizer_identity
         self.max_tokens, self.max_query_tokens, self.fusion_weight = max_tokens, max_query_tokens, fusion_weight
-        self.longest_tokens = longest_tokens
+        self.longest_tokens, self.lanes = longest_tokens, backend.lanes
         self._convention, self._tokenizer, self._backend = convention, tokenizer, backend
-        self._truncation, self._batch_tokens = truncation, batch_tokens
+        self._truncation, self._long_passages = truncation, long_passages
+        self._window_overlap, self._max_passage_tokens = window_overlap, max_passage_tokens
+        self._batches, self._pace = Batches(batch_tokens, name), Pace()
+        self._cache: Cache[float] = Cache(cached_pairs)
+        self._key = digest(identity)
 
     @classmethod
     def load(
@@ -73,16 +84,35 @@ class Reranker:
         threads: int = 0,
         truncation: Truncation = "only_second",
         max_tokens: int = 0,
+        long_passages: LongPassages = "max",
+        window_overlap: int = 32,
+        max_passage_tokens: int = 0,
         batch_tokens: int = 4096,
+        cached_pairs: int = 32768,
     ) -> Reranker:
         """Load `embedded`, a folder (a sequence classifier or an ONNX export) or a hub id.
 
-        dtype: `auto` is float16 on CUDA and float32 on a CPU; an ONNX folder keeps its own. truncation and
-        max_tokens: how and where pairs are cut; 0 takes FlagReranker's 512, or the export's own. Raises
-        `ModelNotFoundError`, `ModelError`, or `OptionalDependencyError` where the model needs torch.
+        dtype: `auto` is float16 on CUDA and float32 on a CPU; an ONNX folder keeps its own. max_tokens: of a pair; 0
+        takes FlagReranker's 512, or the export's own. long_passages: a passage that does not fit is read in windows
+        that share `window_overlap` tokens, and scored by their `max` or `mean`; `cut` reads its start alone, as
+        FlagReranker does. max_passage_tokens: with windows, tokens of a passage that are read at all, 0 all of them.
+        truncation: how a pair is cut, and how much of the room a long query leaves to the windows. cached_pairs: scores
+        that are remembered, 0 none. Raises `ModelNotFoundError`, `ModelError`, `InputError` for an impossible option,
+        or `OptionalDependencyError` where the model needs torch.
         """
-        if truncation not in get_args(Truncation):
-            raise InputError(f"truncation must be one of {', '.join(get_args(Truncation))}, got {truncation!r}")
+        for option, value, kind in (
+            ("truncation", truncation, Truncation),
+            ("long_passages", long_passages, LongPassages),
+        ):
+            if value not in get_args(kind):
+                raise InputError(f"{option} must be one of {', '.join(get_args(kind))}, got {value!r}")
+        if window_overlap < 0 or max_passage_tokens < 0:
+            raise InputError(
+                f"window_overlap and max_passage_tokens must be 0 or more, got {window_overlap} and "
+                f"{max_passage_tokens}"
+            )
+        if max_passage_tokens and long_passages == "cut":
+            raise InputError("max_passage_tokens limits windows: with long_passages 'cut', set max_tokens instead")
         parts = load_parts(
             resolve(model, revision),
             backend=backend,
@@ -91,19 +121,36 @@ class Reranker:
             threads=threads,
             max_tokens=max_tokens,
         )
-        reranker = cls(**parts, truncation=truncation, batch_tokens=batch_tokens)
+        reranker = cls(
+            **parts,
+            truncation=truncation,
+            long_passages=long_passages,
+            window_overlap=window_overlap,
+            max_passage_tokens=max_passage_tokens,
+            batch_tokens=batch_tokens,
+            cached_pairs=cached_pairs,
+        )
         reranker.source = lasting_name(model)
         return reranker
 
     def score(self, pairs: Sequence[tuple[str, str]]) -> NDArray[np.float32]:
         """Raw logits float32 [N] of (query, passage) pairs, in input order."""
         pairs = list(pairs)
+        by_query: dict[str, list[int]] = {}
         for position, pair in enumerate(pairs):
             if isinstance(pair, str) or len(pair) != 2:
                 raise InputError(f"pair {position} must be (query, passage), got {pair!r:.80}")
-        queries = {query: self._query_ids(query) for query, _ in pairs}
+            by_query.setdefault(pair[0], []).append(position)
         passages = self.tokenize([passage for _, passage in pairs])
-        return self._score([queries[query] for query, _ in pairs], list(passages))[0]
+
+        def name(positions: list[int]) -> Callable[[int], str]:
+            return lambda i: f"pair {positions[i]} of {len(pairs)}"
+
+        groups = [self.pair(query, passages.take(chosen), name(chosen)) for query, chosen in by_query.items()]
+        logits = np.empty(len(pairs), np.float32)
+        for chosen, found in zip(by_query.values(), self.score_pairs(groups), strict=True):
+            logits[chosen] = found
+        return logits
 
     def rank(self, query: str, passages: Sequence[str | Passage | Mapping[str, Any]], k: int = 10) -> Ranking:
         """Order a plain list by logit: no index needed.
@@ -117,17 +164,19 @@ class Reranker:
             raise InputError("rank takes a sequence of passages; got one string")
         given = [_as_passage(passage, position) for position, passage in enumerate(passages)]
         start = time.perf_counter()
-        result = self.score_tokens(query, self.tokenize([passage.content() for passage in given]))
+        tokens = self.tokenize([passage.content() for passage in given])
+        pairs = self.pair(query, tokens, lambda i: f"passage '{given[i].passage_id}'")
+        (logits,) = self.score_pairs([pairs])
         elapsed = (time.perf_counter() - start) * 1e3
-        order = best_first(result.logits, int(k))
-        note = f"{result.truncated} of {len(given)} pairs were cut at {self.max_tokens} tokens"
+        order = best_first(logits, int(k))
         return Ranking(
             ids=tuple(given[i].passage_id for i in order),
-            scores=result.logits[order],
-            reranker_scores=result.logits[order],
+            scores=logits[order],
+            reranker_scores=logits[order],
             passages=tuple(given[i] for i in order),
+            rescored=len(given),
             timings_ms={"rerank": elapsed},
-            notes=(note,) if result.truncated else (),
+            notes=self.notes(pairs),
         )
 
     def tokenize(self, texts: Sequence[str]) -> Ragged:
@@ -144,50 +193,166 @@ class Reranker:
 
     def score_tokens(self, query: str, passages: Ragged) -> Scores:
         """Logits of one query against N passages given as token ids (as `tokenize` makes them)."""
-        return self.score_token_groups([(query, passages)])[0]
+        pairs = self.pair(query, passages)
+        (logits,) = self.score_pairs([pairs])
+        return Scores(logits, int(np.count_nonzero(pairs.query_cut | pairs.passage_cut)), pairs.windowed)
 
-    def score_token_groups(self, groups: Sequence[tuple[str, Ragged]]) -> list[Scores]:
-        """The same for several queries at once, batched together."""
-        queries: list[Ids] = []
-        passages: list[Ids] = []
-        bounds = [0]
-        for query, rows in groups:
-            queries.extend([self._query_ids(query)] * len(rows))
-            passages.extend(rows)
-            bounds.append(len(queries))
-        logits, cuts = self._score(queries, passages)
-        return [Scores(logits[start:stop], sum(cuts[start:stop])) for start, stop in itertools.pairwise(bounds)]
+    def pair(self, query: str, passages: Ragged, name: Callable[[int], str] = "passage {}".format) -> Pairs:
+        """One query, tokenised here, with N passages given as token ids; cut or split as the options say.
 
-    def _query_ids(self, query: str) -> list[int]:
+        name: what messages call passage i. A passage without tokens (text that the tokenizer drops) is paired as such:
+        what the model says of nothing is its score.
+        """
         check_query(query)
-        ids: list[int] = self._tokenizer.encode(query, add_special_tokens=False).ids
-        return ids
-
-    def _cut(self, query: Ids, passage: Ids) -> tuple[Ids, Ids, bool]:
+        query_ids: list[int] = self._tokenizer.encode(query, add_special_tokens=False).ids
         room = self.max_tokens - self._convention.num_specials
-        return cut(query, passage, room, self.max_query_tokens, self._truncation)
+        rows: list[NDArray[np.int32]] = []
+        starts: list[int] = []
+        counts, query_cut, passage_cut = [], [], []
+        for passage in passages:
+            read: Ids = passage[: self._max_passage_tokens] if self._max_passage_tokens else passage
+            asked, first, _ = cut(query_ids, read, room, self.max_query_tokens, self._truncation)
+            spans = [(0, len(first))]
+            if self._long_passages != "cut":
+                spans = window_spans(len(read), room - len(asked), self._window_overlap)
+            rows.extend(self._convention.join(asked, read[start:stop]) for start, stop in spans)
+            starts += [self._convention.passage_start(len(asked))] * len(spans)
+            counts.append(len(spans))
+            query_cut.append(len(asked) < len(query_ids))
+            passage_cut.append(spans[-1][1] < len(passage))
+        offsets = np.zeros(len(counts) + 1, np.int64)
+        np.cumsum(counts, out=offsets[1:])
+        keys = tuple(
+            self._key(row.tobytes() + start.to_bytes(4, "little")) for row, start in zip(rows, starts, strict=True)
+        )
+        return Pairs(
+            query,
+            tuple(rows),
+            tuple(starts),
+            keys,
+            offsets,
+            np.array(query_cut, bool),
+            np.array(passage_cut, bool),
+            name,
+        )
 
-    def _score(self, queries: Sequence[Ids], passages: Sequence[Ids]) -> tuple[NDArray[np.float32], list[bool]]:
-        """Logits [N], and which pairs were cut."""
-        rows, starts, cuts = [], [], []
-        for query, passage in zip(queries, passages, strict=True):
-            query, passage, was_cut = self._cut(query, passage)
-            rows.append(self._convention.join(query, passage))
-            starts.append(self._convention.passage_start(len(query)))
-            cuts.append(was_cut)
+    def score_pairs(self, groups: Sequence[Pairs]) -> list[NDArray[np.float32]]:
+        """Logits float32 [N] of each group, the pairs of all groups batched together, longest with longest.
+
+        Raises `ModelError` that names the pair for a logit that is NaN or infinite.
+        """
+        rows = [row for group in groups for row in group.rows]
+        starts = [start for group in groups for start in group.passage_starts]
+        keys = [key for group in groups for key in group.keys]
         logits = np.empty(len(rows), np.float32)
-        for batch in plan_batches([len(row) for row in rows], self._batch_tokens):
-            ids, mask = pad([rows[i] for i in batch], self._convention.pad_id)
-            types = None
-            if self._convention.token_types:
-                types = (np.arange(ids.shape[1]) >= np.array([starts[i] for i in batch])[:, None]).astype(
-                    np.int64
-                ) * mask
-            logits[batch] = self._backend.forward(ids, mask, types)
-        if not np.isfinite(logits).all():
-            position = int(np.argmin(np.isfinite(logits)))
-            raise ModelError(f"{self.name} gave the logit {logits[position]} for pair {position} of {len(rows)}")
-        return logits, cuts
+        waiting = []
+        for i, key in enumerate(keys):
+            known = self._cache.get(key)
+            if known is None:
+                waiting.append(i)
+            else:
+                logits[i] = known
+
+        def forward(batch: list[int]) -> None:
+            chosen = [waiting[position] for position in batch]
+            found = self._forward([rows[i] for i in chosen], [starts[i] for i in chosen])
+            for i, logit in zip(chosen, found.tolist(), strict=True):
+                if not np.isfinite(logit):
+                    raise ModelError(f"{self.name} gave the logit {logit} for {_describe(groups, i)}")
+                self._cache.put(keys[i], logit)
+            logits[chosen] = found
+
+        self._batches.run([len(rows[i]) for i in waiting], forward)
+        bounds = np.cumsum([0, *(len(group.rows) for group in groups)]).tolist()
+        return [
+            self._pool(logits[bound : bound + len(group.rows)], group.offsets)
+            for bound, group in zip(bounds, groups, strict=False)
+        ]
+
+    def predict_seconds(self, pairs: Pairs) -> float | None:
+        """How long `score_pairs` will take at most, as far as batches so far tell; None before the first.
+
+        Scores that are remembered cost nothing.
+        """
+        lengths = [len(row) for row, key in zip(pairs.rows, pairs.keys, strict=True) if key not in self._cache]
+        total = 0.0
+        for batch in plan_batches(lengths, self._batches.tokens):
+            seconds = self._pace.predict(self._cost_tokens([lengths[i] for i in batch]))
+            if seconds is None:
+                return None
+            total += seconds
+        return total
+
+    def probe(self, seconds: float) -> None:
+        """Learn the pace from two tiny batches, after one to warm up; none is begun that is known not to fit in
+        `seconds`."""
+        ends = time.perf_counter() + seconds
+        word = self._tokenizer.encode("a", add_special_tokens=False).ids
+        for length in (4, 4, 16):
+            rows = [self._convention.join(word * length, word * length)] * self.lanes
+            predicted = self._pace.predict(self._cost_tokens([len(row) for row in rows]))
+            if predicted is not None and predicted > ends - time.perf_counter():
+                return
+            self._forward(rows, [self._convention.passage_start(len(word) * length)] * self.lanes)
+
+    def cache_info(self) -> CacheInfo:
+        """The cache of pair scores: hits, misses, entries, capacity. A passage in windows counts once for each."""
+        return self._cache.info()
+
+    def notes(self, pairs: Pairs) -> tuple[str, ...]:
+        """What a reader of these pairs' scores should know: what was cut, what was split."""
+        cut_passages, cut_queries = int(pairs.passage_cut.sum()), int(pairs.query_cut.sum())
+        notes = []
+        if self._long_passages == "cut":
+            count = int((pairs.query_cut | pairs.passage_cut).sum())
+            if count:
+                notes.append(f"{count} of {len(pairs)} pairs were cut at {self.max_tokens} tokens")
+            return tuple(notes)
+        if pairs.windowed:
+            which = "best" if self._long_passages == "max" else "mean"
+            notes.append(
+                f"{pairs.windowed} of {len(pairs)} passages did not fit a pair of {self.max_tokens} tokens: read in "
+                f"windows, scored by their {which}"
+            )
+        if cut_passages:
+            notes.append(f"{cut_passages} of {len(pairs)} passages were cut at {self._max_passage_tokens} tokens")
+        if cut_queries:
+            notes.append(f"the query was cut in {cut_queries} of {len(pairs)} pairs, to leave the passage room")
+        return tuple(notes)
+
+    def _forward(self, rows: Sequence[NDArray[np.int32]], starts: Sequence[int]) -> NDArray[np.float32]:
+        """Logits [B] of one batch; how long it took is learned."""
+        ids, mask = pad(rows, self._convention.pad_id)
+        types = None
+        if self._convention.token_types:
+            types = (np.arange(ids.shape[1]) >= np.array(starts)[:, None]).astype(np.int64) * mask
+        began = time.perf_counter()
+        logits = self._backend.forward(ids, mask, types)
+        self._pace.observe(self._cost_tokens([len(row) for row in rows]), time.perf_counter() - began)
+        return logits
+
+    def _cost_tokens(self, lengths: Sequence[int]) -> int:
+        """Tokens of a batch as it is paid for: every row as the longest, and every lane busy to the end."""
+        return max(lengths) * -(-len(lengths) // self.lanes) * self.lanes
+
+    def _pool(self, logits: NDArray[np.float32], offsets: NDArray[np.int64]) -> NDArray[np.float32]:
+        """One logit a passage from those of its windows."""
+        if len(logits) == len(offsets) - 1:
+            return logits
+        if self._long_passages == "mean":
+            sums = np.add.reduceat(logits.astype(np.float64), offsets[:-1])
+            return (sums / np.diff(offsets)).astype(np.float32)
+        best: NDArray[np.float32] = np.maximum.reduceat(logits, offsets[:-1])
+        return best
+
+
+def _describe(groups: Sequence[Pairs], row: int) -> str:
+    """The pair that row `row` of all groups belongs to."""
+    for group in groups:
+        if row < len(group.rows):
+            return f"{group.name_of_row(row)} with the query '{group.query:.80}'"
+        row -= len(group.rows)
+    raise IndexError(f"no row {row}")
 
 
 def _as_passage(value: str | Passage | Mapping[str, Any], position: int) -> Passage:

@@ -44,7 +44,7 @@ class TorchRerankerBackend(RerankerBackend):
 
 
 def torch_parts(folder: Path, *, device: str, dtype: str, threads: int, max_tokens: int) -> dict[str, Any]:
-    """The keyword arguments of `Reranker`, but for `truncation` and `batch_tokens`."""
+    """The keyword arguments of `Reranker` that come from the model's files."""
     transformers = require("transformers", f"the checkpoint {folder}")
     tokenizer, tokenizer_bytes = checkpoint_tokenizer(folder)
     try:

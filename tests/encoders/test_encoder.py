@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 
 from hybrid_retrieval import Encoder
-from hybrid_retrieval.encoders.encoder import CACHED_QUERIES
 from hybrid_retrieval.errors import InputError, ModelError, QueryError
 from tests.encoders.tiny_encoder import (
     CLS,
@@ -153,12 +152,43 @@ def test_query_vectors_are_remembered_and_cannot_be_changed(encoder: Encoder) ->
     assert encoder.encode_query("the house") is first
     with pytest.raises(ValueError, match="read-only"):
         first[0, 0] = 1
-    for i in range(CACHED_QUERIES):
+    capacity = encoder.cache_info().capacity
+    for i in range(capacity):
         encoder.encode_query(f"house {i}")
     again = encoder.encode_query("the house")
     assert again is not first
     np.testing.assert_array_equal(again, first)
-    assert len(encoder._cache) == CACHED_QUERIES
+    assert encoder.cache_info().entries == capacity == 1024
+    assert encoder.cache_info().hits == 1
+
+
+def test_a_cache_of_queries_can_be_turned_off(folder: Path) -> None:
+    plain = Encoder.load(str(folder), cached_queries=0)
+    np.testing.assert_array_equal(plain.encode_query("the house"), plain.encode_query("the house"))
+    assert plain.encode_query("the house") is not plain.encode_query("the house")
+    assert plain.cache_info() == (0, 0, 0, 0)
+
+
+class OutOfMemoryError(RuntimeError):
+    """Named as torch's is."""
+
+
+def test_out_of_memory_halves_the_batch_and_goes_on(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    texts = ["the house", "the river runs", LONG] * 4
+    expected = Encoder.load(str(folder)).encode_passages(texts)
+    small = Encoder.load(str(folder))
+    forward = small._backend.forward
+
+    def limited(ids: np.ndarray, mask: np.ndarray) -> np.ndarray:
+        if len(ids) > 2:
+            raise OutOfMemoryError("CUDA out of memory")
+        return forward(ids, mask)
+
+    monkeypatch.setattr(small._backend, "forward", limited)
+    np.testing.assert_allclose(small.encode_passages(texts).data, expected.data, atol=1e-6)
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
 
 
 def test_threads_share_an_encoder(encoder: Encoder) -> None:

@@ -29,7 +29,8 @@ def load(tmp_path_factory: pytest.TempPathFactory, recorded: dict[str, Any]) -> 
         if name not in made:
             folder = MAKERS[name](tmp_path_factory.mktemp(name))
             assert weights_digest(folder) == str(recorded[f"{name}_weights"]), "other weights than the fixture's"
-            made[name] = Reranker.load(str(folder), device="cpu", dtype="float32")
+            options: dict[str, Any] = {"device": "cpu", "dtype": "float32", "long_passages": "cut", "cached_pairs": 0}
+            made[name] = Reranker.load(str(folder), **options)
         return made[name]
 
     return get

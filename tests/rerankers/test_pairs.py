@@ -5,10 +5,12 @@ from __future__ import annotations
 import itertools
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
 from hybrid_retrieval.errors import ModelError
-from hybrid_retrieval.rerankers.pairs import PairConvention, convention_of, cut
+from hybrid_retrieval.rerankers.pairs import PairConvention, convention_of, cut, window_spans
 from tests.parity.checkpoints import bert_tokenizer_json, xlmr_tokenizer_json
 
 
@@ -55,7 +57,7 @@ def test_conventions_come_from_the_tokenizers_own_template() -> None:
     assert bert == PairConvention((101,), (102,), (102,), 0, True)
     xlmr = convention_of(Tokenizer.from_str(xlmr_tokenizer_json()), 1, token_types=False)
     assert xlmr == PairConvention((0,), (2, 2), (2,), 1, False)
-    assert xlmr.join([7, 8], [9]) == [0, 7, 8, 2, 2, 9, 2]
+    assert xlmr.join([7, 8], [9]).tolist() == [0, 7, 8, 2, 2, 9, 2]
     assert xlmr.num_specials == 4 and xlmr.passage_start(2) == 5
 
 
@@ -70,3 +72,15 @@ def test_a_tokenizer_without_a_template_is_refused() -> None:
 def test_a_missing_key_is_named() -> None:
     with pytest.raises(ModelError, match="middle_ids"):
         PairConvention.from_dict({"prefix_ids": [0], "suffix_ids": [2], "pad_id": 1}, "reranker.json")
+
+
+@given(st.integers(0, 3000), st.integers(1, 512), st.integers(0, 600))
+def test_windows_cover_every_token_and_are_full(tokens: int, room: int, overlap: int) -> None:
+    spans = window_spans(tokens, room, overlap)
+    assert spans[0][0] == 0 and spans[-1][1] == tokens
+    assert all(stop - start == min(room, tokens) for start, stop in spans)
+    shared = [stop - start for (_, stop), (start, _) in itertools.pairwise(spans)]
+    assert all(count == min(overlap, room // 2) for count in shared[:-1])
+    assert all(count >= min(overlap, room // 2) for count in shared)
+    # Never more windows than half of each one being new would make.
+    assert len(spans) <= max(1, 2 * tokens // room + 1)

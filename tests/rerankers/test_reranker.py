@@ -26,13 +26,17 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def reranker(folder: Path) -> Reranker:
-    return Reranker.load(str(folder), threads=1)
+    """Cuts long passages, as FlagReranker does."""
+    return Reranker.load(str(folder), threads=1, long_passages="cut")
 
 
-def expected_logit(reranker: Reranker, query: str, passage: str, room: int = 21, query_limit: int = 8) -> float:
+def expected_logit(
+    reranker: Reranker, query: str, passage: str, room: int = 21, query_limit: int = 8, start: int = 0
+) -> float:
+    """start: the passage's first token that is read."""
     query_ids, passage_ids = ([*row] for row in reranker.tokenize([query, passage]))
     query_ids = query_ids[:query_limit]
-    passage_ids = passage_ids[: room - len(query_ids)]
+    passage_ids = passage_ids[start : start + room - len(query_ids)]
     return logit([101, *query_ids, 102, *passage_ids, 102], len(query_ids) + 2)
 
 
@@ -46,7 +50,7 @@ def test_logits_come_in_input_order_with_types_and_cuts(reranker: Reranker) -> N
 @pytest.mark.parametrize("batch_tokens", [1, 30, 100_000])
 def test_the_batch_budget_changes_nothing(folder: Path, reranker: Reranker, batch_tokens: int) -> None:
     pairs = [(QUERY, passage) for passage in PASSAGES]
-    found = Reranker.load(str(folder), batch_tokens=batch_tokens).score(pairs)
+    found = Reranker.load(str(folder), batch_tokens=batch_tokens, long_passages="cut").score(pairs)
     np.testing.assert_allclose(found, reranker.score(pairs), rtol=1e-5)
 
 
@@ -58,19 +62,54 @@ def test_stored_tokens_score_as_text_does(reranker: Reranker) -> None:
     assert scores.truncated == 1
 
 
-def test_groups_score_as_each_query_does(reranker: Reranker) -> None:
+def test_groups_score_as_each_query_does(folder: Path, reranker: Reranker) -> None:
     tokens = reranker.tokenize(PASSAGES)
     groups = [
-        (QUERY, tokens),
-        ("old men", tokens.take([3, 2])),
-        ("why", tokens.take([])),
-        ("walk " * 20, tokens.take([1])),
+        reranker.pair(QUERY, tokens),
+        reranker.pair("old men", tokens.take([3, 2])),
+        reranker.pair("why", tokens.take([])),
+        reranker.pair("walk " * 20, tokens.take([1])),
     ]
-    found = reranker.score_token_groups(groups)
-    assert [len(scores.logits) for scores in found] == [5, 2, 0, 1]
-    assert [scores.truncated for scores in found] == [1, 1, 0, 1]
-    for scores, group in zip(found, groups, strict=True):
-        np.testing.assert_allclose(scores.logits, reranker.score_tokens(*group).logits, rtol=1e-5)
+    found = reranker.score_pairs(groups)
+    assert [len(logits) for logits in found] == [5, 2, 0, 1]
+    assert [int((pairs.query_cut | pairs.passage_cut).sum()) for pairs in groups] == [1, 1, 0, 1]
+    apart = Reranker.load(str(folder), long_passages="cut", cached_pairs=0)
+    for logits, pairs in zip(found, groups, strict=True):
+        np.testing.assert_allclose(logits, apart.score_pairs([pairs])[0], rtol=1e-5)
+
+
+def test_a_part_of_the_pairs_is_scored_as_in_the_whole(reranker: Reranker) -> None:
+    pairs = reranker.pair(QUERY, reranker.tokenize(PASSAGES))
+    whole, part = reranker.score_pairs([pairs, pairs.part(1, 4)])
+    np.testing.assert_array_equal(part, whole[1:4])
+    assert len(pairs.part(2, 2)) == 0
+
+
+def test_pairs_of_several_queries_share_batches_and_each_query_is_tokenised_once(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reranker = Reranker.load(str(folder), batch_tokens=1000)
+    calls: list[tuple[int, ...]] = []
+    forward = reranker._backend.forward
+    monkeypatch.setattr(
+        reranker._backend, "forward", lambda ids, mask, types: calls.append(ids.shape) or forward(ids, mask, types)
+    )
+    asked: list[str] = []
+    encode = reranker._tokenizer.encode
+
+    class Counting:
+        encode_batch = staticmethod(reranker._tokenizer.encode_batch)
+
+        @staticmethod
+        def encode(text: str, **options: Any) -> Any:
+            asked.append(text)
+            return encode(text, **options)
+
+    monkeypatch.setattr(reranker, "_tokenizer", Counting)
+    queries = ["which river", "old men", "why"]
+    reranker.score([(query, passage) for passage in PASSAGES[:2] for query in queries])
+    assert len(calls) == 1 and calls[0][0] == 6
+    assert sorted(asked) == sorted(queries)
 
 
 def test_rank_orders_a_plain_list(reranker: Reranker) -> None:
@@ -105,8 +144,21 @@ def test_nothing_to_score_gives_nothing(reranker: Reranker) -> None:
 
 
 def test_a_nan_names_the_pair(reranker: Reranker) -> None:
-    with pytest.raises(ModelError, match=r"logit nan for pair 2 of 3"):
-        reranker.score([(QUERY, "house"), (QUERY, "river"), (QUERY, f"a {NAN_WORD} house")])
+    with pytest.raises(ModelError, match=r"tiny gave the logit nan for pair 2 of 4 with the query 'which river'"):
+        reranker.score([(QUERY, "house"), ("why", "house"), (QUERY, f"a {NAN_WORD} house"), (QUERY, "river")])
+    with pytest.raises(ModelError, match=r"logit nan for passage 'b' with the query 'which river'"):
+        reranker.rank(QUERY, [Passage("a", "house"), Passage("b", f"trees {NAN_WORD}")])
+
+
+@pytest.mark.parametrize("value", [np.inf, -np.inf])
+def test_an_infinite_logit_names_the_pair_and_is_not_remembered(
+    reranker: Reranker, monkeypatch: pytest.MonkeyPatch, value: float
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(reranker._backend, "forward", lambda ids, mask, types: np.array([1.0, value], np.float32))
+        with pytest.raises(ModelError, match=r"logit -?inf for passage '1'"):
+            reranker.rank(QUERY, ["a house", "why"])
+    assert np.isfinite(reranker.rank(QUERY, ["a house", "why"]).scores).all()
 
 
 @pytest.mark.parametrize(("query", "message"), [("", "empty"), (" \n", "empty"), ("a" * 10_001, "10,001")])
@@ -139,7 +191,7 @@ def test_malformed_calls_are_refused(reranker: Reranker) -> None:
 def test_limits_can_be_changed_up_to_what_the_model_reads(folder: Path) -> None:
     reranker = Reranker.load(str(folder), max_tokens=32)
     assert reranker.max_tokens == 32
-    wide = Reranker.load(str(folder), max_tokens=64)
+    wide = Reranker.load(str(folder), max_tokens=64, long_passages="cut")
     pair = (QUERY, "trees " * 80)
     assert wide.score([pair])[0] == pytest.approx(expected_logit(wide, *pair, room=61), rel=1e-5)
     with pytest.raises(ModelError, match="at most 64"):
@@ -152,6 +204,157 @@ def test_truncation_is_chosen_at_loading(folder: Path) -> None:
     assert first.score([pair])[0] == pytest.approx(expected_logit(first, *pair, query_limit=16), rel=1e-5)
     with pytest.raises(InputError, match="truncation"):
         Reranker.load(str(folder), truncation="middle")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"long_passages": "first"}, "long_passages must be one of max, mean, cut"),
+        ({"window_overlap": -1}, "0 or more"),
+        ({"max_passage_tokens": -1}, "0 or more"),
+        ({"long_passages": "cut", "max_passage_tokens": 9}, "set max_tokens instead"),
+        ({"cached_pairs": -1}, "0 \\(off\\) or more"),
+    ],
+)
+def test_impossible_options_are_refused(folder: Path, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        Reranker.load(str(folder), **options)
+
+
+# 50 tokens beside a query of 2 leave windows of 19: 0, 13 and 26 start one with an overlap of 6, and 31 the last.
+LONG = "the river runs by the house where old men walk " * 5
+STARTS = (0, 13, 26, 31)
+
+
+@pytest.mark.parametrize(("policy", "pool"), [("max", np.max), ("mean", np.mean)])
+def test_a_long_passage_is_scored_by_its_windows(folder: Path, policy: Any, pool: Any) -> None:
+    reranker = Reranker.load(str(folder), long_passages=policy, window_overlap=6)
+    windows = [expected_logit(reranker, QUERY, LONG, start=start) for start in STARTS]
+    short = expected_logit(reranker, QUERY, "a house")
+    assert len(set(windows)) == len(STARTS)
+    pairs = [(QUERY, "a house"), (QUERY, LONG)]
+    np.testing.assert_allclose(reranker.score(pairs), [short, pool(windows)], rtol=1e-5)
+    ranking = reranker.rank(QUERY, [Passage("short", "a house"), Passage("long", LONG)])
+    assert dict(zip(ranking.ids, ranking.scores, strict=True))["long"] == reranker.score(pairs)[1]
+    (note,) = ranking.notes
+    assert "1 of 2 passages did not fit a pair of 24 tokens" in note and "windows" in note
+    assert reranker.score_tokens(QUERY, reranker.tokenize(["a house", LONG])).windowed == 1
+
+
+def test_windows_read_every_token_unless_told_to_stop(folder: Path) -> None:
+    """The last word of a long passage reaches a window; a limit leaves it out, and a note says so."""
+    needle = LONG + NAN_WORD
+    with pytest.raises(ModelError, match="logit nan"):
+        Reranker.load(str(folder)).rank(QUERY, [needle])
+    limited = Reranker.load(str(folder), max_passage_tokens=30)
+    ranking = limited.rank(QUERY, [needle, "a house"])
+    assert "1 of 2 passages were cut at 30 tokens" in ranking.notes
+    assert ranking.scores.tolist() == limited.rank(QUERY, [" ".join(LONG.split()[:30]), "a house"]).scores.tolist()
+
+
+def test_windows_stay_under_the_batch_budget(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    reranker = Reranker.load(str(folder), batch_tokens=50)
+    sizes: list[int] = []
+    forward = reranker._backend.forward
+    monkeypatch.setattr(
+        reranker._backend, "forward", lambda ids, mask, types: sizes.append(ids.size) or forward(ids, mask, types)
+    )
+    reranker.score([(QUERY, LONG * 4)])
+    assert len(sizes) > 3 and max(sizes) <= 50
+
+
+@pytest.mark.parametrize("truncation", ["only_second", "longest_first"])
+def test_a_query_that_is_cut_is_noted(folder: Path, truncation: Any) -> None:
+    reranker = Reranker.load(str(folder), truncation=truncation)
+    ranking = reranker.rank("river " * 30, [LONG, "house"])
+    assert any("the query was cut in 2 of 2 pairs" in note for note in ranking.notes)
+
+
+def test_a_passage_that_fits_is_scored_alike_under_every_policy(folder: Path) -> None:
+    pairs = [(QUERY, passage) for passage in PASSAGES if len(passage) < 60]
+    scores = [Reranker.load(str(folder), long_passages=policy).score(pairs) for policy in ("max", "mean", "cut")]
+    np.testing.assert_array_equal(scores[0], scores[1])
+    np.testing.assert_array_equal(scores[0], scores[2])
+
+
+def test_a_passage_that_the_tokenizer_drops_is_scored_as_an_empty_one(reranker: Reranker) -> None:
+    empty = reranker.score_tokens(QUERY, Ragged.from_rows([[], [5]], dtype=np.int32))
+    query_ids = [*reranker.tokenize([QUERY])[0]]
+    assert empty.logits[0] == pytest.approx(logit([101, *query_ids, 102, 102], len(query_ids) + 2), rel=1e-5)
+
+
+def test_scores_are_remembered_by_tokens_and_change_nothing(folder: Path) -> None:
+    plain, caching = Reranker.load(str(folder), cached_pairs=0), Reranker.load(str(folder), cached_pairs=100)
+    pairs = [(QUERY, passage) for passage in [*PASSAGES, LONG]]
+    for _ in range(2):
+        np.testing.assert_array_equal(caching.score(pairs), plain.score(pairs))
+    # 4 short passages and the windows of two long ones: 4 and 5, of which 1 and 2 differ.
+    windows = 4 + 4 + 5
+    assert caching.cache_info() == (windows, windows, 4 + 1 + 2, 100)
+    assert plain.cache_info() == (0, 0, 0, 0)
+    other = caching.score([("why " + QUERY, passage) for passage in PASSAGES])
+    assert caching.cache_info().hits == windows and not np.array_equal(other, caching.score(pairs)[:5])
+
+
+def test_the_time_of_pairs_is_predicted_from_batches_before(folder: Path) -> None:
+    reranker = Reranker.load(str(folder))
+    tokens = reranker.tokenize(PASSAGES)
+    pairs = reranker.pair(QUERY, tokens)
+    assert reranker.predict_seconds(pairs) is None
+    reranker.probe(10)
+    alone, all_of_them = reranker.predict_seconds(pairs.part(1, 2)), reranker.predict_seconds(pairs)
+    assert alone is not None and all_of_them is not None and 0 < alone < all_of_them
+    reranker.score_pairs([pairs])
+    assert reranker.predict_seconds(pairs) == 0, "what is remembered costs nothing"
+
+
+def test_rows_are_paid_for_by_the_lane(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of two lanes, one idles while the other works on a third row."""
+    reranker = Reranker.load(str(folder))
+    monkeypatch.setattr(reranker, "lanes", 2)
+    reranker.probe(10)
+    pairs = reranker.pair(QUERY, reranker.tokenize(["a house"] * 4))
+    seconds = [reranker.predict_seconds(pairs.part(0, count)) for count in (1, 2, 3, 4)]
+    assert seconds[0] == seconds[1] < seconds[2] == seconds[3]  # type: ignore[operator]
+
+
+def test_a_probe_that_would_not_fit_is_not_begun(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    reranker = Reranker.load(str(folder))
+    calls: list[int] = []
+    forward = reranker._backend.forward
+    monkeypatch.setattr(
+        reranker._backend, "forward", lambda ids, mask, types: calls.append(len(ids)) or forward(ids, mask, types)
+    )
+    reranker.probe(10)
+    assert len(calls) == 3
+    reranker.probe(1e-9)
+    assert len(calls) == 3
+
+
+class OutOfMemoryError(RuntimeError):
+    """Named as torch's is."""
+
+
+def test_out_of_memory_halves_the_batch_and_goes_on(
+    folder: Path, reranker: Reranker, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    small = Reranker.load(str(folder), batch_tokens=400, cached_pairs=0)
+    forward = small._backend.forward
+
+    def limited(ids: Any, mask: Any, types: Any) -> Any:
+        if ids.size > 60:
+            raise OutOfMemoryError("CUDA out of memory")
+        return forward(ids, mask, types)
+
+    monkeypatch.setattr(small._backend, "forward", limited)
+    pairs = [(QUERY, passage) for passage in PASSAGES if len(passage) < 60] * 8
+    for _ in range(2):
+        np.testing.assert_allclose(small.score(pairs), reranker.score(pairs), rtol=1e-5)
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert "out of memory" in caplog.text
+    monkeypatch.setattr(small._backend, "forward", lambda *_: (_ for _ in ()).throw(OutOfMemoryError("full")))
+    with pytest.raises(ModelError, match="not enough memory on the device for a single row of"):
+        small.score(pairs)
 
 
 def test_threads_share_a_reranker(reranker: Reranker) -> None:

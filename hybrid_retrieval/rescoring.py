@@ -1,0 +1,168 @@
+"""Stage 2 in rounds: which candidates are scored next, and when to end. No tensors here.
+
+A plan says how many more candidates of a query the next round takes. The rounds of all queries are batched together.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hybrid_retrieval.rerankers.pairs import Pairs
+
+
+class ScoresPairs(Protocol):
+    """What is asked of a reranker."""
+
+    @property
+    def lanes(self) -> int: ...
+    def score_pairs(self, groups: Sequence[Pairs]) -> list[NDArray[np.float32]]: ...
+    def predict_seconds(self, pairs: Pairs) -> float | None: ...
+    def probe(self, seconds: float) -> None: ...
+
+
+class Work:
+    """Stage 2's work on one query. pairs: the candidates, in stage 1's order. logits: float32, of those scored so far.
+    seconds: its share, by tokens, of the time that its rounds took. ended_by: the plan that left candidates out."""
+
+    def __init__(self, pairs: Pairs) -> None:
+        self.pairs = pairs
+        self.logits: NDArray[np.float32] = np.empty(0, np.float32)
+        self.seconds = 0.0
+        self.ended_by: Plan | None = None
+
+    @property
+    def scored(self) -> int:
+        """How many candidates have a score."""
+        return len(self.logits)
+
+    @property
+    def remaining(self) -> int:
+        """How many have none."""
+        return len(self.pairs) - self.scored
+
+    def next(self, count: int) -> Pairs:
+        """The next candidates without a score."""
+        return self.pairs.part(self.scored, self.scored + count)
+
+
+class Plan(Protocol):
+    """How many more candidates the next round takes: at most `work.remaining`, and 0 ends the work."""
+
+    def __call__(self, work: Work) -> int: ...
+
+
+def may_enter(
+    logits: NDArray[np.float32],
+    retrieval_scores: NDArray[np.float32],
+    k: int,
+    bound: float,
+    fuse: Callable[[NDArray[np.float32], NDArray[np.float32]], tuple[NDArray[np.float32], NDArray[np.int64]]],
+) -> bool:
+    """Whether the next candidate would enter the top k with the highest logit that is expected of it.
+
+    logits: float32 [M], so far. retrieval_scores: float32 [N], all candidates', best first, N > M. bound: how many
+    standard deviations above their mean the next logit is expected to lie at most. fuse: both stages' scores to final
+    ones and their order, as the pipeline fuses them. A candidate further down has a lower MaxSim, so none of them
+    enters where the next one does not.
+    """
+    most = logits.mean(dtype=np.float64) + bound * logits.std(dtype=np.float64)
+    _, order = fuse(np.append(logits, np.float32(most)), retrieval_scores[: len(logits) + 1])
+    return len(logits) in order[:k]
+
+
+class EarlyStop:
+    """Ends when the next candidate, which leads those that remain, is not expected to enter the top k: as many places
+    as are to be settled, be it fewer than are returned.
+
+    may_enter: says whether it may (see above), from the logits so far. Between two looks, a quarter of as many as have
+    been scored goes through, and no fewer than ROUND: looks cost rounds, and late rounds decide less.
+    """
+
+    ROUND = 2
+
+    def __init__(self, k: int, may_enter: Callable[[NDArray[np.float32]], bool]) -> None:
+        self._k, self._may_enter = k, may_enter
+
+    def __call__(self, work: Work) -> int:
+        if work.scored < self._k:
+            return min(self._k - work.scored, work.remaining)
+        if not work.remaining or not self._may_enter(work.logits):
+            return 0
+        return min(max(self.ROUND, work.scored // 4), work.remaining)
+
+
+class Deadline:
+    """Takes what is predicted to be done in half of the time left, so that a wrong prediction costs half of it; near
+    the end, the smallest round that keeps the reranker busy. A round that is not predicted to fit is not begun.
+
+    ends: on `clock`, in seconds. Where nothing is known of the pace, or nothing at all would fit, it is probed.
+    """
+
+    def __init__(self, reranker: ScoresPairs, ends: float, clock: Callable[[], float] = time.perf_counter) -> None:
+        self._reranker, self._ends, self._clock = reranker, ends, clock
+        self._probed = False
+
+    def __call__(self, work: Work) -> int:
+        count = self._fitting(work)
+        if count == 0 and work.scored == 0 and work.remaining and not self._probed and self._left() > 0:
+            self._probed = True
+            self._reranker.probe(self._left())
+            count = self._fitting(work)
+        return count
+
+    def _left(self) -> float:
+        return self._ends - self._clock()
+
+    def _fitting(self, work: Work) -> int:
+        left = self._left()
+        if left <= 0 or not work.remaining:
+            return 0
+        low, high = 0, work.remaining
+        while low < high:  # the most that fits in half of the time left
+            middle = (low + high + 1) // 2
+            if self._fits(work, middle, left / 2):
+                low = middle
+            else:
+                high = middle - 1
+        if low:
+            return low
+        for count in (min(self._reranker.lanes, work.remaining), 1):
+            if self._fits(work, count, left):
+                return count
+        return 0
+
+    def _fits(self, work: Work, count: int, seconds: float) -> bool:
+        predicted = self._reranker.predict_seconds(work.next(count))
+        return predicted is not None and predicted <= seconds
+
+
+def rescore(reranker: ScoresPairs, works: Sequence[tuple[Work, Sequence[Plan]]]) -> None:
+    """Run rounds until each work's plans have ended it. A round takes the fewest that any of its plans says; without
+    plans, one round takes all."""
+    while True:
+        steps = [(work, count) for work, plans in works if (count := _step(work, plans))]
+        if not steps:
+            return
+        parts = [work.next(count) for work, count in steps]
+        began = time.perf_counter()
+        found = reranker.score_pairs(parts)
+        seconds = time.perf_counter() - began
+        tokens = [sum(map(len, part.rows)) for part in parts]
+        for (work, _), logits, share in zip(steps, found, tokens, strict=True):
+            work.logits = np.concatenate([work.logits, logits])
+            work.seconds += seconds * share / sum(tokens)
+
+
+def _step(work: Work, plans: Sequence[Plan]) -> int:
+    count = work.remaining
+    for plan in plans:
+        if count and work.ended_by is None:
+            count = min(count, plan(work))
+            if not count:
+                work.ended_by = plan
+    return count if work.ended_by is None else 0
