@@ -28,8 +28,10 @@ TOKENS_WITHOUT_LISTS = 4_000_000
 
 
 class Searcher:
-    """Searches one snapshot. Safe to share between threads; nothing carries over from one call to the
-    next."""
+    """Searches one snapshot. Safe to share between threads; no answer depends on earlier calls.
+
+    On the native kernels a searcher remembers the norm of every token that it has scored (4 bytes each, in memory alone).
+    """
 
     def __init__(self, snapshot: Snapshot) -> None:
         self.snapshot = snapshot
@@ -37,6 +39,8 @@ class Searcher:
         self._packed = [codec.packed(segment.codes, segment.residuals) for segment in snapshot.segments]
         variant = dispatch.variant() if codec.dimensions <= LONGEST_VECTOR else dispatch.NUMPY
         self._native = None if variant == dispatch.NUMPY else NativeCodec(codec, variant)
+        # Pages of zeros cost nothing before they are written to.
+        self._inverse_norms = [np.zeros(len(segment.codes), np.float32) for segment in snapshot.segments]
 
     def search(
         self,
@@ -84,10 +88,12 @@ class Searcher:
         elif prune:
             rows = self._pruned(query, rows, width, nprobe)
         scores = []
-        for segment, packed, local in zip(self.snapshot.segments, self._packed, rows, strict=True):
+        for segment, packed, norms, local in zip(
+            self.snapshot.segments, self._packed, self._inverse_norms, rows, strict=True
+        ):
             windows, first = _windows_of(segment, local)
             if self._native is not None:
-                found = self._native.exact_scores(query, centroid, segment, windows, threads)
+                found = self._native.exact_scores(query, centroid, segment, norms, windows, threads)
             else:
                 found = exact_scores(query, packed, segment.token_offsets, windows, threads=threads)
             scores.append(np.maximum.reduceat(found, first) if len(local) else found)
