@@ -102,6 +102,7 @@ class Index:
         *,
         nbits: int = 2,
         centroids: int = 0,
+        pool_factor: int = 1,
         seed: int = 0,
         overwrite: bool = False,
     ) -> Index:
@@ -110,7 +111,17 @@ class Index:
         ids: N strings. data: float16 or float32 [T, D], unit rows. offsets: int64 [N + 1]. See
         `builder.build_from_vectors`.
         """
-        build_from_vectors(path, ids, data, offsets, nbits=nbits, centroids=centroids, seed=seed, overwrite=overwrite)
+        build_from_vectors(
+            path,
+            ids,
+            data,
+            offsets,
+            nbits=nbits,
+            centroids=centroids,
+            pool_factor=pool_factor,
+            seed=seed,
+            overwrite=overwrite,
+        )
         return cls.open(path)
 
     def search(
@@ -253,6 +264,11 @@ class Index:
     def window_overlap(self) -> int:
         """Tokens that neighbouring windows of a long passage share."""
         return int(self.config["index"]["window_overlap"])
+
+    @property
+    def pool_factor(self) -> int:
+        """Token vectors that were pooled to one, on average; 1 where they were not."""
+        return int(self.config["index"].get("pool_factor", 1))
 
     def row_of(self, passage_id: str) -> int | None:
         """The row of an id, or None."""
