@@ -54,9 +54,9 @@ class EncoderConfig:
 class IndexConfig:
     """How an index is built.
 
-    nbits: bits a dimension of the residuals. centroids: 0 chooses from the collection's size. pool_factor: token vectors
-    that are pooled to one, on average (`builder.pooling`); 1 keeps them all. window_overlap: tokens that neighbouring
-    windows of a long passage share. chunk_passages: passages encoded between two checkpoints.
+    nbits: bits a dimension of the residuals. centroids: 0 chooses from the collection's size. pool_factor: token
+    vectors that are pooled to one, on average (`builder.pooling`); 1 keeps them all. window_overlap: tokens that
+    neighbouring windows of a long passage share. chunk_passages: passages encoded between two checkpoints.
     """
 
     nbits: int = 2

@@ -133,10 +133,21 @@ class Index:
         nprobe: int = 0,
         num_candidates: int = 0,
         threads: int = 0,
+        bound: bool = False,
     ) -> Ranking:
-        """The k best passages by MaxSim. query_vectors: float [Lq, D]. The rest: see `search_rows`."""
-        rows, scores = self.search_rows(
-            query_vectors, k=k, exact=exact, nprobe=nprobe, num_candidates=num_candidates, threads=threads
+        """The k best passages by MaxSim.
+
+        query_vectors: float [Lq, D]. bound: fill in the ranking's `recall_bound`, at the cost of reading every code
+        and, the first time, of decoding every token. The rest: see `search_rows`.
+        """
+        rows, scores, recall_bound = self._searcher.search_bounded(
+            query_vectors,
+            k=k,
+            exact=exact,
+            nprobe=nprobe,
+            num_candidates=num_candidates,
+            threads=threads,
+            bound=bound,
         )
         passages = tuple(self._snapshot.passage(row) for row in rows.tolist())
         return Ranking(
@@ -145,6 +156,7 @@ class Index:
             retrieval_scores=scores,
             retrieval_ranks=np.arange(1, len(rows) + 1, dtype=np.int64),
             passages=passages,
+            recall_bound=recall_bound,
         )
 
     def search_rows(

@@ -62,8 +62,9 @@ class Ranking(Sequence[Hit]):
     ids: N passage identifiers. scores: float32 [N]. The optional arrays are float32 [N] (retrieval_ranks: int64 [N]),
     None where their stage did not run; a NaN among reranker_scores marks a passage that was not rescored. `passages`
     holds the passages behind the ids, or None where there is no text.
-    timings_ms: milliseconds by stage. notes: what a reader of the scores should know (e.g. pairs cut at the
-    reranker's limit).
+    recall_bound: a sure lower bound, 0 to 1, on the share of these hits that exhaustive search over the same index
+    returns too; None where it was not asked for. timings_ms: milliseconds by stage. notes: what a reader of the scores
+    should know (e.g. pairs cut at the reranker's limit).
     """
 
     ids: tuple[str, ...]
@@ -72,6 +73,7 @@ class Ranking(Sequence[Hit]):
     retrieval_ranks: NDArray[np.int64] | None = None
     reranker_scores: NDArray[np.float32] | None = None
     passages: tuple[Passage, ...] | None = None
+    recall_bound: float | None = None
     timings_ms: Mapping[str, float] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 

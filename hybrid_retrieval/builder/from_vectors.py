@@ -41,7 +41,7 @@ def build_from_vectors(
 
     ids: N unique strings. data: float16 or float32 [T, D], unit rows (to 1e-2), D a multiple of 8; it may be
     a mapped array. offsets: int64 [N + 1]. A passage without vectors is stored and never found. Everything is
-    checked before anything is written. pool_factor: vectors pooled to one, on average (`builder.pooling`); pooled vectors
+    checked before anything is written. pool_factor: vectors pooled to one, on average (`builder.pooling`); those
     lie in a file until the build is complete. Raises `ArrayError`, `CorpusError` (ids), `ConfigError` (nbits,
     centroids, pool_factor, seed).
     """
