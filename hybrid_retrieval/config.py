@@ -57,12 +57,14 @@ class EncoderConfig:
 class IndexConfig:
     """How an index is built.
 
-    nbits: bits a dimension of the residuals. centroids: 0 chooses from the collection's size. window_overlap: tokens
-    that neighbouring windows of a long passage share. chunk_passages: passages encoded between two checkpoints.
+    nbits: bits a dimension of the residuals. centroids: 0 chooses from the collection's size. pool_factor: token
+    vectors that are pooled to one, on average (`builder.pooling`); 1 keeps them all. window_overlap: tokens that
+    neighbouring windows of a long passage share. chunk_passages: passages encoded between two checkpoints.
     """
 
     nbits: int = 2
     centroids: int = 0
+    pool_factor: int = 1
     seed: int = 0
     include_title: bool = True
     window_overlap: int = 32
@@ -71,6 +73,7 @@ class IndexConfig:
     def __post_init__(self) -> None:
         _require(self.nbits in (1, 2, 4, 8), f"index.nbits must be 1, 2, 4 or 8, got {self.nbits}")
         _require(self.centroids >= 0, f"index.centroids must be 0 (automatic) or more, got {self.centroids}")
+        _require(self.pool_factor >= 1, f"index.pool_factor must be 1 (none) or more, got {self.pool_factor}")
         _require(self.seed >= 0, f"index.seed must be 0 or more, got {self.seed}")
         _require(self.window_overlap >= 0, f"index.window_overlap must be 0 or more, got {self.window_overlap}")
         _require(self.chunk_passages >= 1, f"index.chunk_passages must be at least 1, got {self.chunk_passages}")

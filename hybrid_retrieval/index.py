@@ -102,6 +102,7 @@ class Index:
         *,
         nbits: int = 2,
         centroids: int = 0,
+        pool_factor: int = 1,
         seed: int = 0,
         overwrite: bool = False,
     ) -> Index:
@@ -110,7 +111,17 @@ class Index:
         ids: N strings. data: float16 or float32 [T, D], unit rows. offsets: int64 [N + 1]. See
         `builder.build_from_vectors`.
         """
-        build_from_vectors(path, ids, data, offsets, nbits=nbits, centroids=centroids, seed=seed, overwrite=overwrite)
+        build_from_vectors(
+            path,
+            ids,
+            data,
+            offsets,
+            nbits=nbits,
+            centroids=centroids,
+            pool_factor=pool_factor,
+            seed=seed,
+            overwrite=overwrite,
+        )
         return cls.open(path)
 
     def search(
@@ -122,10 +133,21 @@ class Index:
         nprobe: int = 0,
         num_candidates: int = 0,
         threads: int = 0,
+        bound: bool = False,
     ) -> Ranking:
-        """The k best passages by MaxSim. query_vectors: float [Lq, D]. The rest: see `search_rows`."""
-        rows, scores = self.search_rows(
-            query_vectors, k=k, exact=exact, nprobe=nprobe, num_candidates=num_candidates, threads=threads
+        """The k best passages by MaxSim.
+
+        query_vectors: float [Lq, D]. bound: fill in the ranking's `recall_bound`, at the cost of reading every code
+        and, the first time, of decoding every token. The rest: see `search_rows`.
+        """
+        rows, scores, recall_bound = self._searcher.search_bounded(
+            query_vectors,
+            k=k,
+            exact=exact,
+            nprobe=nprobe,
+            num_candidates=num_candidates,
+            threads=threads,
+            bound=bound,
         )
         passages = tuple(self._snapshot.passage(row) for row in rows.tolist())
         return Ranking(
@@ -134,6 +156,7 @@ class Index:
             retrieval_scores=scores,
             retrieval_ranks=np.arange(1, len(rows) + 1, dtype=np.int64),
             passages=passages,
+            recall_bound=recall_bound,
         )
 
     def search_rows(
@@ -253,6 +276,11 @@ class Index:
     def window_overlap(self) -> int:
         """Tokens that neighbouring windows of a long passage share."""
         return int(self.config["index"]["window_overlap"])
+
+    @property
+    def pool_factor(self) -> int:
+        """Token vectors that were pooled to one, on average; 1 where they were not."""
+        return int(self.config["index"].get("pool_factor", 1))
 
     def row_of(self, passage_id: str) -> int | None:
         """The row of an id, or None."""

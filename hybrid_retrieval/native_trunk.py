@@ -94,6 +94,14 @@ def native_trunk(
     return NativeChoice(TrunkFacts.from_dict(description["trunk"], source), variant)
 
 
+@dataclass(frozen=True, slots=True)
+class Projection:
+    """A matrix as the kernels read it. width: D."""
+
+    kernel: Any
+    width: int
+
+
 class NativeTrunk:
     """Token ids to final states. Safe to share between threads. threads: rows run side by side, one a thread."""
 
@@ -117,9 +125,13 @@ class NativeTrunk:
         self.threads = threads or available_cores()
         self._pool = ThreadPoolExecutor(self.threads) if self.threads > 1 else None
 
-    def run(self, rows: Sequence[NDArray[np.int64]], projection: Float32 | None = None) -> Ragged:
-        """Final states float32 [T, H], a row for each of the rows of token ids; or, with a projection [D, H], unit
-        vectors [T, D]."""
+    def projection(self, weight: Float32) -> Projection:
+        """A matrix [D, H] for `run` to project by, laid out for the kernels once."""
+        return Projection(dispatch.module().Projection(self._variant, weight), len(weight))
+
+    def run(self, rows: Sequence[NDArray[np.int64]], projection: Projection | None = None) -> Ragged:
+        """Final states float32 [T, H], a row for each of the rows of token ids; or, with a projection to D dimensions,
+        unit vectors [T, D]."""
         lengths = [len(row) for row in rows]
         longest = max(lengths, default=0)
         if longest > len(self._positions):
@@ -131,15 +143,15 @@ class NativeTrunk:
             states = [self._run(rows[start:stop], projection) for start, stop in parts]
         else:
             states = list(self._pool.map(lambda part: self._run(rows[part[0] : part[1]], projection), parts))
-        width = self.facts.hidden if projection is None else len(projection)
+        width = self.facts.hidden if projection is None else projection.width
         return Ragged(np.concatenate(states) if states else np.empty((0, width), np.float32), offsets)
 
-    def _run(self, rows: Sequence[NDArray[np.int64]], projection: Float32 | None) -> Float32:
+    def _run(self, rows: Sequence[NDArray[np.int64]], projection: Projection | None) -> Float32:
         offsets = np.zeros(len(rows) + 1, np.int64)
         np.cumsum([len(row) for row in rows], out=offsets[1:])
         states: Float32 = self._trunk.run(self._embed(rows), offsets)
         if projection is not None:
-            states = dispatch.module().project(self._variant, states, projection)
+            states = projection.kernel.run(states)
         return states
 
     def _embed(self, rows: Sequence[NDArray[np.int64]]) -> Float32:

@@ -157,8 +157,14 @@ class Pipeline:
         """Which query token matched which passage token, and by how much, in the passage's best window.
 
         Similarities are those of the compressed vectors that the index searches. Raises `QueryError` for an unknown
-        passage.
+        passage, and for an index whose token vectors were pooled: they belong to no one token.
         """
+        pool_factor = self.index.pool_factor
+        if pool_factor > 1:
+            raise QueryError(
+                f"explain matches single tokens, but {self.index.path} holds pooled ones (index.pool_factor is "
+                f"{pool_factor}): build it without pooling to see them"
+            )
         row = self.index.row_of(passage_id)
         if row is None:
             raise QueryError(f"no passage '{passage_id}' in {self.index.path}")

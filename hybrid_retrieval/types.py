@@ -63,8 +63,9 @@ class Ranking(Sequence[Hit]):
     None where their stage did not run; a NaN among reranker_scores marks a passage that was not rescored. `passages`
     holds the passages behind the ids, or None where there is no text. rescored: how many candidates stage 2 scored,
     None where it was not asked to.
-    timings_ms: milliseconds by stage. notes: what a reader of the scores should know (e.g. pairs cut at the
-    reranker's limit).
+    recall_bound: a sure lower bound, 0 to 1, on the share of these hits that exhaustive search over the same index
+    returns too; None where it was not asked for. timings_ms: milliseconds by stage. notes: what a reader of the scores
+    should know (e.g. pairs cut at the reranker's limit).
     """
 
     ids: tuple[str, ...]
@@ -74,6 +75,7 @@ class Ranking(Sequence[Hit]):
     reranker_scores: NDArray[np.float32] | None = None
     passages: tuple[Passage, ...] | None = None
     rescored: int | None = None
+    recall_bound: float | None = None
     timings_ms: Mapping[str, float] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 

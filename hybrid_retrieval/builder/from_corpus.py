@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hybrid_retrieval.builder.models import PassageTokenizer, WindowEncoder, check_encoded
+from hybrid_retrieval.builder.pooling import pool_windows
 from hybrid_retrieval.codec import ResidualCodec, train_codec
 from hybrid_retrieval.config import PipelineConfig
 from hybrid_retrieval.errors import (
@@ -261,6 +262,7 @@ class _Build:
                 self._texts(stored, rows), overlap_tokens=self.config.index.window_overlap
             )
             check_encoded(self.encoder, vectors, offsets, len(rows))
+            vectors = pool_windows(vectors, self.config.index.pool_factor)
             data.append(vectors.data.astype(np.float32, copy=False))
             lengths.append(vectors.lengths)
             windows.append(np.diff(offsets))

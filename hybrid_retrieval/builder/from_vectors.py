@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from hybrid_retrieval.builder.pooling import pool_windows
 from hybrid_retrieval.codec import train_codec
 from hybrid_retrieval.config import IndexConfig, PipelineConfig, RerankerConfig
 from hybrid_retrieval.errors import ArrayError, CorpusError
@@ -21,6 +22,7 @@ UNIT_TOLERANCE = 1e-2
 BLOCK_VECTORS = 65_536
 # Vectors that the codec is trained on, at most: they bound the memory of a build over mapped arrays.
 MOST_SAMPLE_VECTORS = 2_000_000
+POOLED_PASSAGES = 256
 
 
 def build_from_vectors(
@@ -31,6 +33,7 @@ def build_from_vectors(
     *,
     nbits: int = 2,
     centroids: int = 0,
+    pool_factor: int = 1,
     seed: int = 0,
     overwrite: bool = False,
 ) -> None:
@@ -38,21 +41,26 @@ def build_from_vectors(
 
     ids: N unique strings. data: float16 or float32 [T, D], unit rows (to 1e-2), D a multiple of 8; it may be
     a mapped array. offsets: int64 [N + 1]. A passage without vectors is stored and never found. Everything is
-    checked before anything is written. Raises `ArrayError`, `CorpusError` (ids), `ConfigError` (nbits,
-    centroids, seed).
+    checked before anything is written. pool_factor: vectors pooled to one, on average (`builder.pooling`); those
+    lie in a file until the build is complete. Raises `ArrayError`, `CorpusError` (ids), `ConfigError` (nbits,
+    centroids, pool_factor, seed).
     """
     config = PipelineConfig(
-        index=IndexConfig(nbits=nbits, centroids=centroids, seed=seed), reranker=RerankerConfig(model="none")
+        index=IndexConfig(nbits=nbits, centroids=centroids, pool_factor=pool_factor, seed=seed),
+        reranker=RerankerConfig(model="none"),
     )
     encoded_ids = check_ids(ids)
     rows = check_unit_vectors(data, offsets)
     if len(rows) != len(encoded_ids):
         raise ArrayError(f"offsets describe {len(rows)} passages, but there are {len(encoded_ids)} ids")
-    chosen = np.arange(len(data))
-    if len(data) > MOST_SAMPLE_VECTORS:
-        chosen = np.sort(np.random.default_rng(seed).choice(len(data), MOST_SAMPLE_VECTORS, replace=False))
     with IndexWriter.create(path, overwrite=overwrite) as writer:
         try:
+            if pool_factor > 1:
+                rows = _pooled(rows, pool_factor, writer.building / "pooled")
+                data = rows.data
+            chosen = np.arange(len(data))
+            if len(data) > MOST_SAMPLE_VECTORS:
+                chosen = np.sort(np.random.default_rng(seed).choice(len(data), MOST_SAMPLE_VECTORS, replace=False))
             codec = train_codec(
                 np.asarray(data[chosen], np.float32),
                 nbits=nbits,
@@ -73,6 +81,20 @@ def build_from_vectors(
         except BaseException:
             writer.discard()  # there is nothing to resume: the vectors are all there
             raise
+
+
+def _pooled(rows: Ragged, factor: int, path: Path) -> Ragged:
+    """`pool_windows` by way of a file, a block of passages at a time."""
+    lengths = []
+    with open(path, "wb") as file:
+        for start in range(0, len(rows), POOLED_PASSAGES):
+            stop = min(start + POOLED_PASSAGES, len(rows))
+            block = rows.data[rows.offsets[start] : rows.offsets[stop]]
+            pooled = pool_windows(Ragged(block, rows.offsets[start : stop + 1] - rows.offsets[start]), factor)
+            file.write(pooled.data.tobytes())
+            lengths.append(pooled.lengths)
+    offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(np.concatenate(lengths))])
+    return Ragged(np.memmap(path, np.float32, "r", shape=(int(offsets[-1]), rows.data.shape[1])), offsets)
 
 
 def check_ids(ids: Sequence[str]) -> list[bytes]:

@@ -17,6 +17,7 @@ from hybrid_retrieval.index import Index, load_encoder, load_reranker
 @click.argument("index", type=click.Path())
 @click.option("--config", type=click.Path(), help="Pipeline configuration (YAML). Default: the embedded pair.")
 @click.option("--nbits", type=int, help="Bits a dimension of the residuals: 1, 2, 4 or 8.")
+@click.option("--pool-factor", type=int, help="Pool so many token vectors to one, on average. Default: 1, none.")
 @click.option("--no-title", is_flag=True, help="Leave titles out of what the models read.")
 @click.option("--resume", is_flag=True, help="Continue a build that was interrupted.")
 @click.option("--overwrite", is_flag=True, help="Replace an index that is there.")
@@ -26,6 +27,7 @@ def build(
     index: str,
     config: str | None,
     nbits: int | None,
+    pool_factor: int | None,
     no_title: bool,
     resume: bool,
     overwrite: bool,
@@ -36,6 +38,8 @@ def build(
     section = settings.index
     if nbits is not None:
         section = dataclasses.replace(section, nbits=nbits)
+    if pool_factor is not None:
+        section = dataclasses.replace(section, pool_factor=pool_factor)
     if no_title:
         section = dataclasses.replace(section, include_title=False)
     settings = dataclasses.replace(settings, index=section)

@@ -11,7 +11,10 @@ def dense(
     scale: NDArray[np.float32],
     bias: NDArray[np.float32],
 ) -> NDArray[np.float32]: ...
-def project(variant: str, x: NDArray[np.float32], weight: NDArray[np.float32]) -> NDArray[np.float32]: ...
+
+class Projection:
+    def __init__(self, variant: str, weight: NDArray[np.float32]) -> None: ...
+    def run(self, x: NDArray[np.float32]) -> NDArray[np.float32]: ...
 
 class Codec:
     def __init__(
@@ -24,6 +27,7 @@ class Codec:
         scores: NDArray[np.float32],
         codes: NDArray[np.uint32],
         residuals: NDArray[np.uint8],
+        inverse_norms: NDArray[np.float32],
         starts: NDArray[np.int64],
         lengths: NDArray[np.int64],
     ) -> NDArray[np.float32]: ...

@@ -66,13 +66,25 @@ class NativeCodec:
         )
         return result
 
-    def exact_scores(self, query: Float32, scores: Float32, segment: Segment, windows: Int64, threads: int) -> Float32:
-        """Step 4. float32: MaxSim of windows from their packed residuals, to about 1e-4 of `steps.exact_scores`."""
+    def exact_scores(
+        self,
+        query: Float32,
+        scores: Float32,
+        segment: Segment,
+        inverse_norms: Float32,
+        windows: Int64,
+        threads: int,
+    ) -> Float32:
+        """Step 4. float32: MaxSim of windows from their packed residuals, to about 1e-4 of `steps.exact_scores`.
+
+        inverse_norms: float32 [T] of the segment, zeros at first: filled in for the tokens that are scored, and read
+        the next time.
+        """
         starts = segment.token_offsets[windows]
         lengths = segment.token_offsets[windows + 1] - starts
         result: Float32 = _shared(
             lambda part: self._codec.maxsim(
-                query, scores, segment.codes, segment.residuals, starts[part], lengths[part]
+                query, scores, segment.codes, segment.residuals, inverse_norms, starts[part], lengths[part]
             ),
             lengths,
             threads,

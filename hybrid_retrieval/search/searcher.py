@@ -11,6 +11,7 @@ from hybrid_retrieval.codec.assignment import available_threads
 from hybrid_retrieval.errors import ArrayError, IndexDamagedError, QueryError
 from hybrid_retrieval.kernels import dispatch
 from hybrid_retrieval.ragged import expand_spans
+from hybrid_retrieval.search.bounds import centroid_spreads, recall_bound, row_bounds, similarity_bounds
 from hybrid_retrieval.search.native import LONGEST_VECTOR, NativeCodec
 from hybrid_retrieval.search.steps import approximate_scores, candidate_windows, centroid_scores, exact_scores
 from hybrid_retrieval.storage import Segment, Snapshot
@@ -28,8 +29,10 @@ TOKENS_WITHOUT_LISTS = 4_000_000
 
 
 class Searcher:
-    """Searches one snapshot. Safe to share between threads; nothing carries over from one call to the
-    next."""
+    """Searches one snapshot. Safe to share between threads; no answer depends on earlier calls.
+
+    On the native kernels a searcher remembers the norm of every token that it has scored (4 bytes each, in memory).
+    """
 
     def __init__(self, snapshot: Snapshot) -> None:
         self.snapshot = snapshot
@@ -37,6 +40,9 @@ class Searcher:
         self._packed = [codec.packed(segment.codes, segment.residuals) for segment in snapshot.segments]
         variant = dispatch.variant() if codec.dimensions <= LONGEST_VECTOR else dispatch.NUMPY
         self._native = None if variant == dispatch.NUMPY else NativeCodec(codec, variant)
+        self._spreads: list[Any] = [None for _ in snapshot.segments]
+        # Pages of zeros cost nothing before they are written to.
+        self._inverse_norms = [np.zeros(len(segment.codes), np.float32) for segment in snapshot.segments]
 
     def search(
         self,
@@ -48,12 +54,31 @@ class Searcher:
         num_candidates: int = 0,
         threads: int = 0,
     ) -> tuple[Int64, Float32]:
-        """The k best passages, best first, ties by row: (rows int64 [n], MaxSim float32 [n]).
+        """`search_bounded` without the bound."""
+        rows, scores, _ = self.search_bounded(
+            query_vectors, k=k, exact=exact, nprobe=nprobe, num_candidates=num_candidates, threads=threads, bound=False
+        )
+        return rows, scores
+
+    def search_bounded(
+        self,
+        query_vectors: NDArray[Any],
+        *,
+        k: int,
+        exact: bool = False,
+        nprobe: int = 0,
+        num_candidates: int = 0,
+        threads: int = 0,
+        bound: bool = True,
+    ) -> tuple[Int64, Float32, float | None]:
+        """The k best passages, best first, ties by row: (rows int64 [n], MaxSim float32 [n], recall bound).
 
         query_vectors: float [Lq, D], finite. exact: score every passage. nprobe: centroids that each query
         token probes, 0 chooses from k. num_candidates: passages that are scored exactly, 0 chooses from k,
         never fewer than k. threads: 0 means every core. n is k or, where there are fewer, the number of
         passages that have vectors. Scores are the true MaxSim over the compressed vectors in either mode.
+        bound: also work out for how large a share of the hits it is sure that exhaustive search returns them
+        (`search.bounds`), which reads every code and, the first time, decodes every token; else the bound is None.
         Raises `QueryError` and `ArrayError`.
         """
         query = self._checked(query_vectors)
@@ -63,7 +88,7 @@ class Searcher:
         _check_count("threads", threads, 0)
         threads = threads or available_threads()
         try:
-            return self._search(query, k, exact, nprobe, num_candidates, threads)
+            return self._search(query, k, exact, nprobe, num_candidates, threads, bound)
         except (IndexError, ValueError) as error:
             # The query was checked above: only files that contradict each other lead here.
             raise IndexDamagedError(
@@ -71,11 +96,11 @@ class Searcher:
             ) from error
 
     def _search(
-        self, query: Float32, k: int, exact: bool, nprobe: int, num_candidates: int, threads: int
-    ) -> tuple[Int64, Float32]:
+        self, query: Float32, k: int, exact: bool, nprobe: int, num_candidates: int, threads: int, bound: bool
+    ) -> tuple[Int64, Float32, float | None]:
         width = max(k, num_candidates or CANDIDATES + CANDIDATES_PER_K * k)
         nprobe = nprobe or NPROBE + int(NPROBE_PER_K * k)
-        rows = [self._all_rows(segment) for segment in self.snapshot.segments]
+        rows = every = [self._all_rows(segment) for segment in self.snapshot.segments]
         prune = not exact and width < sum(map(len, rows))
         if self._native is not None:
             centroid = self._native.centroid_scores(query)
@@ -84,10 +109,12 @@ class Searcher:
         elif prune:
             rows = self._pruned(query, rows, width, nprobe)
         scores = []
-        for segment, packed, local in zip(self.snapshot.segments, self._packed, rows, strict=True):
+        for segment, packed, norms, local in zip(
+            self.snapshot.segments, self._packed, self._inverse_norms, rows, strict=True
+        ):
             windows, first = _windows_of(segment, local)
             if self._native is not None:
-                found = self._native.exact_scores(query, centroid, segment, windows, threads)
+                found = self._native.exact_scores(query, centroid, segment, norms, windows, threads)
             else:
                 found = exact_scores(query, packed, segment.token_offsets, windows, threads=threads)
             scores.append(np.maximum.reduceat(found, first) if len(local) else found)
@@ -96,7 +123,19 @@ class Searcher:
         )
         all_scores = np.concatenate(scores)
         best = best_first(all_scores, k)
-        return all_rows[best], all_scores[best]
+        sure = self._recall_bound(query, all_scores[best], every, rows) if bound else None
+        return all_rows[best], all_scores[best], sure
+
+    def _recall_bound(self, query: Float32, scores: Float32, every: list[Int64], scored: list[Int64]) -> float:
+        most = -np.inf
+        for number, (segment, rows, kept) in enumerate(zip(self.snapshot.segments, every, scored, strict=True)):
+            rest = np.setdiff1d(rows, kept, assume_unique=True)
+            if len(rest):
+                if self._spreads[number] is None:
+                    self._spreads[number] = centroid_spreads(self._packed[number])
+                bounds = similarity_bounds(query, self.snapshot.codec.centroids, self._spreads[number])
+                most = max(most, float(row_bounds(bounds, segment, rest).max()))
+        return recall_bound(scores, query, most)
 
     def _checked(self, query: NDArray[Any]) -> Float32:
         wanted = f"a float array [Lq, {self.snapshot.dimensions}]"

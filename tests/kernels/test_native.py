@@ -47,7 +47,10 @@ class Tokens:
     def native(self, variant: str, query: np.ndarray) -> np.ndarray:
         codec = self.codec(variant)
         scores = codec.centroid_scores(query)
-        return codec.maxsim(query, scores, self.codes, self.residuals, self.starts, self.lengths)
+        return codec.maxsim(query, scores, self.codes, self.residuals, self.no_norms(), self.starts, self.lengths)
+
+    def no_norms(self) -> np.ndarray:
+        return np.zeros(len(self.codes), np.float32)
 
     def reference(self, query: np.ndarray) -> np.ndarray:
         packed = PackedTokens(self.codes, self.residuals, self.centroids, weight_table(self.weights))
@@ -82,11 +85,40 @@ def test_equal_windows_tie_wherever_they_stand(variant: str) -> None:
     query = unit(np.random.default_rng(5).standard_normal((19, 128)))
     codec = tokens.codec(variant)
     scores = codec.centroid_scores(query)
-    once = codec.maxsim(query, scores, tokens.codes, tokens.residuals, tokens.starts, tokens.lengths)
-    mixed = codec.maxsim(
-        query, scores, tokens.codes, tokens.residuals, tokens.starts[order].copy(), tokens.lengths[order].copy()
-    )
+    arrays = (query, scores, tokens.codes, tokens.residuals)
+    once = codec.maxsim(*arrays, tokens.no_norms(), tokens.starts, tokens.lengths)
+    mixed = codec.maxsim(*arrays, tokens.no_norms(), tokens.starts[order].copy(), tokens.lengths[order].copy())
     np.testing.assert_array_equal(mixed, once[order])
+
+
+@every_variant
+@pytest.mark.parametrize("nbits", [1, 2, 4, 8])
+def test_norms_are_remembered_and_change_nothing(variant: str, nbits: int) -> None:
+    tokens = Tokens(8, [7, 0, 300, 33], dimensions=64, nbits=nbits, centroids=9)
+    query = unit(np.random.default_rng(5).standard_normal((40, 64)))
+    codec = tokens.codec(variant)
+    norms = tokens.no_norms()
+    arrays = (query, codec.centroid_scores(query), tokens.codes, tokens.residuals, norms)
+    part = codec.maxsim(*arrays, tokens.starts[3:].copy(), tokens.lengths[3:].copy())
+    vectors = PackedTokens(tokens.codes, tokens.residuals, tokens.centroids, weight_table(tokens.weights))
+    expected = 1 / np.linalg.norm(vectors.raw(slice(None)), axis=1)
+    assert not norms[:307].any()
+    np.testing.assert_allclose(norms[307:], expected[307:], rtol=1e-4)
+    first, second = (codec.maxsim(*arrays, tokens.starts, tokens.lengths) for _ in range(2))
+    np.testing.assert_allclose(norms, expected, rtol=1e-4)
+    np.testing.assert_array_equal(first, second)
+    assert first[3] == part[0]
+
+
+@every_variant
+@pytest.mark.parametrize("query_tokens", [4, 31, 32, 33, 512])
+@pytest.mark.parametrize("dimensions", [64, 72, 1024])
+def test_any_number_of_query_tokens_and_width(variant: str, query_tokens: int, dimensions: int) -> None:
+    for nbits in (1, 2, 4, 8):
+        tokens = Tokens(dimensions, [130, 1, 40], dimensions=dimensions, nbits=nbits, centroids=5)
+        query = unit(np.random.default_rng(query_tokens).standard_normal((query_tokens, dimensions)))
+        found, expected = tokens.native(variant, query), tokens.reference(query)
+        np.testing.assert_allclose(found, expected, atol=5e-5 * query_tokens)
 
 
 def test_variants_agree() -> None:
@@ -131,17 +163,19 @@ def test_arrays_that_contradict_each_other_are_refused(variant: str) -> None:
     query = unit(np.random.default_rng(0).standard_normal((2, 16)))
     codec = tokens.codec(variant)
     scores = codec.centroid_scores(query)
-    rest = (tokens.starts, tokens.lengths)
+    norms, rest = tokens.no_norms(), (tokens.starts, tokens.lengths)
     with pytest.raises(ValueError, match="not below the number of centroids"):
-        codec.maxsim(query, scores, tokens.codes + np.uint32(3), tokens.residuals, *rest)
+        codec.maxsim(query, scores, tokens.codes + np.uint32(3), tokens.residuals, norms, *rest)
     with pytest.raises(ValueError, match="outside the tokens"):
-        codec.maxsim(query, scores, tokens.codes, tokens.residuals, tokens.starts + 1, tokens.lengths)
+        codec.maxsim(query, scores, tokens.codes, tokens.residuals, norms, tokens.starts + 1, tokens.lengths)
     with pytest.raises(ValueError, match="outside the tokens"):
-        codec.maxsim(query, scores, tokens.codes, tokens.residuals, tokens.starts, np.array([-1, 4]))
+        codec.maxsim(query, scores, tokens.codes, tokens.residuals, norms, tokens.starts, np.array([-1, 4]))
     with pytest.raises(ValueError, match="residuals must be"):
-        codec.maxsim(query, scores, tokens.codes, tokens.residuals[:, :2].copy(), *rest)
+        codec.maxsim(query, scores, tokens.codes, tokens.residuals[:, :2].copy(), norms, *rest)
+    with pytest.raises(ValueError, match="inverse_norms"):
+        codec.maxsim(query, scores, tokens.codes, tokens.residuals, norms[:3].copy(), *rest)
     with pytest.raises(ValueError, match="centroid_scores"):
-        codec.maxsim(query, scores[:2].copy(), tokens.codes, tokens.residuals, *rest)
+        codec.maxsim(query, scores[:2].copy(), tokens.codes, tokens.residuals, norms, *rest)
     with pytest.raises(ValueError, match="does not exist"):
         codec.candidates(
             np.zeros((3, 32), np.uint8), 1, 1, np.array([9], np.uint32), np.array([0, 1, 1, 1], np.int64), 5
@@ -247,8 +281,12 @@ def test_project_gives_unit_rows(variant: str) -> None:
         x = random.standard_normal((m, 64)).astype(np.float32)
         weight = random.standard_normal((n, 64)).astype(np.float32)
         np.testing.assert_allclose(
-            dispatch.module().project(variant, x, weight), unit(x @ weight.T) if m else np.empty((0, n)), atol=1e-6
+            dispatch.module().Projection(variant, weight).run(x),
+            unit(x @ weight.T) if m else np.empty((0, n)),
+            atol=1e-6,
         )
+    with pytest.raises(ValueError, match="x must be"):
+        dispatch.module().Projection(variant, weight).run(np.zeros((2, 63), np.float32))
 
 
 @every_variant

@@ -1,16 +1,15 @@
-// MaxSim straight from packed residuals, in whole numbers: query tokens and residual weights on as many levels as 32-bit
+// MaxSim straight from packed residuals of 8 bits a dimension (or of few dimensions: lookup.cpp has the rest), in whole
+// numbers: query tokens and residual weights on as many levels as 32-bit
 // sums allow (4,095 at 128 dimensions), pairs of products summed at once (pmaddwd). A similarity is exact to about 1e-5,
 // and its whole numbers are the same on every variant.
 //
 // A token's vector is (c + w) / |c + w|, c its centroid and w its residual. With q.c known for every centroid,
 // q.v = (q.c + q.w) / sqrt(|c|^2 + 2 c.w + |w|^2), so nothing but the levels of w is ever unpacked.
 #include <algorithm>
-#include <cmath>
-#include <cstring>
 #include <limits>
 #include <vector>
 
-#include "variants.h"
+#include "norms.h"
 
 #if defined(__AVX2__)
 #include <immintrin.h>
@@ -22,39 +21,6 @@ namespace {
 
 constexpr int kTokens = 8;  // query tokens in one register
 constexpr int kBatch = 16;  // passage tokens unpacked at a time
-
-// levels [D] of one packed residual
-inline void unpack(const uint8_t* packed, int64_t width, int64_t per_byte, const int16_t* table, int16_t* levels) {
-    switch (per_byte) {
-        case 8:
-            for (int64_t i = 0; i < width; ++i) std::memcpy(levels + 8 * i, table + 8 * packed[i], 16);
-            break;
-        case 4:
-            for (int64_t i = 0; i < width; ++i) std::memcpy(levels + 4 * i, table + 4 * packed[i], 8);
-            break;
-        case 2:
-            for (int64_t i = 0; i < width; ++i) std::memcpy(levels + 2 * i, table + 2 * packed[i], 4);
-            break;
-        default:
-            for (int64_t i = 0; i < width; ++i) levels[i] = table[packed[i]];
-    }
-}
-
-inline int32_t dot(const int16_t* a, const int16_t* b, int64_t n) {
-    int32_t sum = 0;
-#pragma omp simd reduction(+ : sum)
-    for (int64_t i = 0; i < n; ++i) sum += static_cast<int32_t>(a[i]) * b[i];
-    return sum;
-}
-
-// 1 / |c + w|
-inline float inverse_norm(const PackedTokens& index, int64_t code, const int16_t* levels) {
-    const int64_t d = index.dimensions;
-    const float cw = static_cast<float>(dot(index.centroid_levels + code * d, levels, d));
-    const float ww = static_cast<float>(dot(levels, levels, d));
-    const float square = index.centroid_squares[code] + index.centroid_scales[code] * cw + index.square_scale * ww;
-    return 1.0f / std::max(std::sqrt(std::max(square, 0.0f)), 1e-12f);
-}
 
 #if defined(__AVX2__)
 inline __m256i multiply_add(__m256i sum, __m256i a, __m256i b) {
@@ -105,7 +71,7 @@ inline void products(const int16_t* query, int64_t pairs, const int16_t* levels,
 // Raise best [blocks * 8] by the tokens start to stop; false for a code that is no centroid's.
 template <int blocks>
 bool raise(const QueryCodes& query, int64_t block, const PackedTokens& index, int64_t start, int64_t stop,
-           int16_t* levels, float* best) {
+           int16_t* levels, int16_t* scratch, float* best) {
     constexpr int kWidth = blocks * kTokens;
     const int64_t d = index.dimensions;
     const int16_t* codes = query.codes + block * d * kTokens;
@@ -114,14 +80,14 @@ bool raise(const QueryCodes& query, int64_t block, const PackedTokens& index, in
         const int count = static_cast<int>(std::min<int64_t>(kBatch, stop - first));
         // All of a batch before any product: a load across stores that are still on their way would wait for them.
         float factors[kBatch];
+        int64_t tokens[kBatch];
         for (int i = 0; i < count; ++i) {
+            tokens[i] = first + i;
             if (index.codes[first + i] >= index.num_centroids) return false;
             unpack(index.residuals + (first + i) * index.width, index.width, index.per_byte, index.table,
                    levels + i * d);
         }
-        for (int i = 0; i < count; ++i) {
-            factors[i] = inverse_norm(index, index.codes[first + i], levels + i * d);
-        }
+        inverse_norms(index, tokens, count, scratch, factors);
         for (int i = 0; i < count; i += 2) {
             int32_t sums[2 * kWidth];
             const int both = std::min(2, count - i);
@@ -146,7 +112,7 @@ bool raise(const QueryCodes& query, int64_t block, const PackedTokens& index, in
 
 bool maxsim(const QueryCodes& query, const PackedTokens& index, const int64_t* starts, const int64_t* lengths,
             int64_t windows, float* scores) {
-    std::vector<int16_t> levels(kBatch * index.dimensions);
+    std::vector<int16_t> levels(kBatch * index.dimensions), scratch(kUnpacked * index.dimensions);
     std::vector<float> best(query.padded);
     for (int64_t w = 0; w < windows; ++w) {
         std::fill(best.begin(), best.end(), -std::numeric_limits<float>::infinity());
@@ -157,10 +123,10 @@ bool maxsim(const QueryCodes& query, const PackedTokens& index, const int64_t* s
             bool known;
             // As query.codes was packed: as many full groups of 32 tokens as there are, then one of what is left.
             switch (std::min<int64_t>(left, 4)) {
-                case 4: known = raise<4>(query, block, index, start, stop, levels.data(), to); block += 4; break;
-                case 3: known = raise<3>(query, block, index, start, stop, levels.data(), to); block += 3; break;
-                case 2: known = raise<2>(query, block, index, start, stop, levels.data(), to); block += 2; break;
-                default: known = raise<1>(query, block, index, start, stop, levels.data(), to); block += 1; break;
+                case 4: known = raise<4>(query, block, index, start, stop, levels.data(), scratch.data(), to); block += 4; break;
+                case 3: known = raise<3>(query, block, index, start, stop, levels.data(), scratch.data(), to); block += 3; break;
+                case 2: known = raise<2>(query, block, index, start, stop, levels.data(), scratch.data(), to); block += 2; break;
+                default: known = raise<1>(query, block, index, start, stop, levels.data(), scratch.data(), to); block += 1; break;
             }
             if (!known) return false;
         }

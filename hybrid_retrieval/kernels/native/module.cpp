@@ -11,6 +11,7 @@
 #include <string>
 #include <vector>
 
+#include "tables.h"
 #include "variants.h"
 
 namespace nb = nanobind;
@@ -23,6 +24,7 @@ using Array = nb::ndarray<const T, Shape, nb::c_contig, nb::device::cpu>;
 using Floats = Array<float, nb::ndim<1>>;
 using Matrix = Array<float, nb::ndim<2>>;
 using Weights = Array<int8_t, nb::ndim<2>>;
+using Remembered = nb::ndarray<float, nb::ndim<1>, nb::c_contig, nb::device::cpu>;  // written to
 using Offsets = Array<int64_t, nb::ndim<1>>;
 
 bool runs_here(const std::string& name) {
@@ -61,6 +63,15 @@ const hr::MaxSimKernels& maxsim_kernels(const std::string& name) {
     if (name == "avx512vnni") return hr::avx512vnni::maxsim_table;
 #endif
     return hr::portable::maxsim_table;
+}
+
+const hr::TableKernels& lookup_kernels(const std::string& name) {
+    kernels(name);  // checks the name
+#if defined(HR_X86)
+    if (name == "avx2") return hr::avx2::lookup_table;
+    if (name == "avx512vnni") return hr::avx512vnni::lookup_table;
+#endif
+    return hr::portable::lookup_table;
 }
 
 template <typename T>
@@ -153,20 +164,34 @@ class Trunk {
     std::vector<hr::Layer> layers_;
 };
 
-nb::object project(const std::string& variant, Matrix x, Matrix weight) {
-    const hr::Kernels& table = kernels(variant);
-    require(x.shape(1) == weight.shape(1), "x and weight must be float32 [M, K] and [N, K]");
-    const size_t m = x.shape(0), k = x.shape(1), n = weight.shape(0), stride = (n + 31) / 32 * 32;
-    std::vector<float> columns(k * stride), out(m * n);
-    for (size_t j = 0; j < n; ++j)
-        for (size_t i = 0; i < k; ++i) columns[i * stride + j] = weight(j, i);
-    {
-        nb::gil_scoped_release released;
-        table.project(x.data(), static_cast<int64_t>(m), static_cast<int64_t>(k), columns.data(),
-                      static_cast<int64_t>(stride), static_cast<int64_t>(n), out.data());
+// A matrix [N, K] that rows are projected by, laid out once.
+class Projection {
+  public:
+    Projection(const std::string& variant, Matrix weight)
+        : table_(kernels(variant)), n_(weight.shape(0)), k_(weight.shape(1)), stride_((n_ + 31) / 32 * 32),
+          columns_(k_ * stride_) {
+        for (size_t j = 0; j < n_; ++j)
+            for (size_t i = 0; i < k_; ++i) columns_[i * stride_ + j] = weight(j, i);
     }
-    return owned(std::move(out), {m, n});
-}
+    Projection(const Projection&) = delete;
+
+    nb::object run(Matrix x) const {
+        require(x.shape(1) == k_, "x must be float32 [M, K] for a projection of float32 [N, K]");
+        const size_t m = x.shape(0);
+        std::vector<float> out(m * n_);
+        {
+            nb::gil_scoped_release released;
+            table_.project(x.data(), static_cast<int64_t>(m), static_cast<int64_t>(k_), columns_.data(),
+                           static_cast<int64_t>(stride_), static_cast<int64_t>(n_), out.data());
+        }
+        return owned(std::move(out), {m, n_});
+    }
+
+  private:
+    const hr::Kernels& table_;
+    size_t n_, k_, stride_;
+    std::vector<float> columns_;
+};
 
 nb::object multiply(const std::string& variant, Matrix x, Weights weight, Floats scale, Floats bias) {
     const hr::Kernels& table = kernels(variant);
@@ -196,9 +221,11 @@ void check_lists(const Offsets& offsets, size_t entries) {
 class Codec {
   public:
     Codec(const std::string& variant, Matrix centroids, Floats weights, Array<uint8_t, nb::ndim<2>> buckets)
-        : kernels_(maxsim_kernels(variant)), table_(kernels(variant)),
-          centroids_(centroids.data(), centroids.data() + centroids.size()), k_(centroids.shape(0)),
-          d_(centroids.shape(1)), per_byte_(buckets.shape(1)) {
+        : kernels_(maxsim_kernels(variant)), lookup_(lookup_kernels(variant)), table_(kernels(variant)),
+          centroids_(centroids.data(), centroids.data() + centroids.size()),
+          weights_(weights.data(), weights.data() + weights.size()),
+          buckets_(buckets.data(), buckets.data() + buckets.size()), k_(centroids.shape(0)), d_(centroids.shape(1)),
+          per_byte_(buckets.shape(1)) {
         require(k_ > 0 && k_ <= UINT32_MAX && d_ > 0 && d_ % 8 == 0 && d_ <= 1024,
                 "centroids must be float32 [K, D] with D a multiple of 8 up to 1024");
         require(buckets.shape(0) == 256 && per_byte_ >= 1 && per_byte_ <= 8 && 8 % per_byte_ == 0,
@@ -249,32 +276,31 @@ class Codec {
         return owned(std::move(out), {k_, stride});
     }
 
-    // float32 [W]: MaxSim of windows of packed tokens
+    // float32 [W]: MaxSim of windows of packed tokens. inverse_norms float32 [T] belongs to codes and residuals: zeros at
+    // first, filled in here.
     nb::object maxsim(Matrix query, Matrix scores, Array<uint32_t, nb::ndim<1>> codes,
-                      Array<uint8_t, nb::ndim<2>> residuals, Offsets starts, Offsets lengths) const {
-        const size_t tokens = query.shape(0), padded = round_up(tokens, 8);
+                      Array<uint8_t, nb::ndim<2>> residuals, Remembered inverse_norms, Offsets starts,
+                      Offsets lengths) const {
+        const size_t tokens = query.shape(0);
         require(query.shape(1) == d_ && tokens > 0, "query must be float32 [Lq, D]");
         require(scores.shape(0) == k_ && scores.shape(1) == round_up(tokens, 32),
                 "scores must come from centroid_scores");
         require(residuals.shape(0) == codes.shape(0) && residuals.shape(1) * per_byte_ == d_,
                 "residuals must be uint8 [T, D * nbits / 8]");
+        require(inverse_norms.shape(0) == codes.shape(0), "inverse_norms must be float32 [T]");
         check_spans(starts, lengths, codes.shape(0));
-        std::vector<int16_t> levels(padded * d_);
-        std::vector<float> scale(padded);
-        pack_query(query, padded, levels.data(), scale.data());
-        const hr::QueryCodes packed{levels.data(), scale.data(), scores.data(),
-                                    static_cast<int64_t>(tokens), static_cast<int64_t>(padded),
-                                    static_cast<int64_t>(scores.shape(1))};
         const hr::PackedTokens index{codes.data(), residuals.data(), table_levels_.data(),
                                      static_cast<int64_t>(residuals.shape(1)), static_cast<int64_t>(per_byte_),
                                      static_cast<int64_t>(d_), static_cast<uint32_t>(k_), levels_.data(),
-                                     squares_.data(), scales_.data(), weight_scale_ * weight_scale_};
+                                     squares_.data(), scales_.data(), weight_scale_ * weight_scale_,
+                                     inverse_norms.data()};
         std::vector<float> out(starts.shape(0));
         bool known;
         {
             nb::gil_scoped_release released;
-            known = kernels_.maxsim(packed, index, starts.data(), lengths.data(),
-                                    static_cast<int64_t>(starts.shape(0)), out.data());
+            // Below 8 bytes a residual, sums of 16-bit values are too coarse.
+            known = per_byte_ > 1 && residuals.shape(1) >= 8 ? by_tables(query, scores, index, starts, lengths, out)
+                                                             : by_products(query, scores, index, starts, lengths, out);
         }
         require(known, "a token's code is not below the number of centroids");
         return owned(std::move(out), {starts.shape(0)});
@@ -350,6 +376,28 @@ class Codec {
   private:
     static size_t round_up(size_t tokens, size_t to) { return (tokens + to - 1) / to * to; }
 
+    bool by_tables(const Matrix& query, const Matrix& scores, const hr::PackedTokens& index, const Offsets& starts,
+                   const Offsets& lengths, std::vector<float>& out) const {
+        const auto tokens = static_cast<int64_t>(query.shape(0));
+        const auto tables = hr::make_tables(query.data(), tokens, static_cast<int64_t>(d_), weights_.data(),
+                                            buckets_.data(), static_cast<int64_t>(per_byte_));
+        return lookup_.maxsim(tables->view(scores.data(), static_cast<int64_t>(scores.shape(1)), tokens), index,
+                              starts.data(), lengths.data(), static_cast<int64_t>(out.size()), out.data());
+    }
+
+    bool by_products(const Matrix& query, const Matrix& scores, const hr::PackedTokens& index, const Offsets& starts,
+                     const Offsets& lengths, std::vector<float>& out) const {
+        const size_t tokens = query.shape(0), padded = round_up(tokens, 8);
+        std::vector<int16_t> levels(padded * d_);
+        std::vector<float> scale(padded);
+        pack_query(query, padded, levels.data(), scale.data());
+        const hr::QueryCodes packed{levels.data(), scale.data(), scores.data(),
+                                    static_cast<int64_t>(tokens), static_cast<int64_t>(padded),
+                                    static_cast<int64_t>(scores.shape(1))};
+        return kernels_.maxsim(packed, index, starts.data(), lengths.data(), static_cast<int64_t>(out.size()),
+                               out.data());
+    }
+
     void pack_query(const Matrix& query, size_t padded, int16_t* levels, float* scale) const {
         for (size_t q = 0; q < padded; ++q) {
             float top = 0;
@@ -367,8 +415,10 @@ class Codec {
     }
 
     const hr::MaxSimKernels& kernels_;
+    const hr::TableKernels& lookup_;
     const hr::Kernels& table_;
-    std::vector<float> centroids_;
+    std::vector<float> centroids_, weights_;
+    std::vector<uint8_t> buckets_;
     size_t k_, d_, per_byte_;
     float most_, weight_scale_;
     std::vector<int16_t> table_levels_, levels_;
@@ -380,12 +430,15 @@ class Codec {
 NB_MODULE(_native, m) {
     m.def("variants", &variants);
     m.def("dense", &multiply, "variant"_a, "x"_a, "weight"_a, "scale"_a, "bias"_a);
-    m.def("project", &project, "variant"_a, "x"_a, "weight"_a);
+    nb::class_<Projection>(m, "Projection")
+        .def(nb::init<const std::string&, Matrix>(), "variant"_a, "weight"_a)
+        .def("run", &Projection::run, "x"_a);
     nb::class_<Codec>(m, "Codec")
         .def(nb::init<const std::string&, Matrix, Floats, Array<uint8_t, nb::ndim<2>>>(), "variant"_a, "centroids"_a,
              "weights"_a, "buckets"_a)
         .def("centroid_scores", &Codec::centroid_scores, "query"_a)
-        .def("maxsim", &Codec::maxsim, "query"_a, "scores"_a, "codes"_a, "residuals"_a, "starts"_a, "lengths"_a)
+        .def("maxsim", &Codec::maxsim, "query"_a, "scores"_a, "codes"_a, "residuals"_a,
+             "inverse_norms"_a, "starts"_a, "lengths"_a)
         .def("candidates", &Codec::candidates, "table"_a, "tokens"_a, "nprobe"_a, "lists"_a, "list_offsets"_a,
              "windows"_a)
         .def("approximate", &Codec::approximate, "table"_a, "codes"_a, "starts"_a, "lengths"_a);

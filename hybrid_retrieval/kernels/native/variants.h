@@ -38,6 +38,14 @@ struct QueryCodes {
     int64_t tokens, padded, stride;  // padded: to a multiple of 8; stride: to one of 32
 };
 
+// Query tokens as tables (tables.h), groups of 32 one after the other: values [groups][words][16][16][32].
+struct ResidualTables {
+    const uint16_t* values;
+    const float *scale, *bias;     // [groups * 32]: q.w = bias + scale * the sum of values
+    const float* centroid_scores;  // [K, stride]
+    int64_t stride, tokens;
+};
+
 struct PackedTokens {
     const uint32_t* codes;         // [T]
     const uint8_t* residuals;      // [T, width]
@@ -49,6 +57,7 @@ struct PackedTokens {
     const float* centroid_squares;   // [K]
     const float* centroid_scales;    // [K]
     float square_scale;
+    float* inverse_norms;  // [T]: 1 / |c + w|, 0 where nobody has asked yet
 };
 
 struct MaxSimKernels {
@@ -58,6 +67,11 @@ struct MaxSimKernels {
     // table uint8 [K, stride]; scores int32 [W], -1 for a window without tokens; false as above
     bool (*approximate)(const uint8_t* table, int64_t stride, int64_t num_centroids, const uint32_t* codes,
                         const int64_t* starts, const int64_t* lengths, int64_t windows, int32_t* scores);
+};
+
+struct TableKernels {
+    bool (*maxsim)(const ResidualTables& query, const PackedTokens& index, const int64_t* starts,
+                   const int64_t* lengths, int64_t windows, float* scores);
 };
 
 struct Kernels {
@@ -77,15 +91,18 @@ struct Kernels {
 namespace portable {
 extern const Kernels table;
 extern const MaxSimKernels maxsim_table;
+extern const TableKernels lookup_table;
 }
 #if defined(HR_X86)
 namespace avx2 {
 extern const Kernels table;
 extern const MaxSimKernels maxsim_table;
+extern const TableKernels lookup_table;
 }
 namespace avx512vnni {
 extern const Kernels table;
 extern const MaxSimKernels maxsim_table;
+extern const TableKernels lookup_table;
 }
 #endif
 

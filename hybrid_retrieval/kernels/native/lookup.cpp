@@ -1,0 +1,183 @@
+// MaxSim straight from packed residuals of 1, 2 or 4 bits a dimension, by tables instead of products.
+//
+// A token's vector is (c + w) / |c + w|, c its centroid and w its residual. q.c is known for every centroid, and q.w is
+// the sum over the half bytes of the packed residual of what each adds (tables.h), for 32 query tokens at a time: a load
+// and an addition for 16 of them where products of unpacked numbers (pmaddwd) would take four multiplications and
+// additions at 2 bits. The values have 16 bits; sums of 8 are widened before the next 8, so every sum is exact.
+#include <algorithm>
+#include <limits>
+#include <vector>
+
+#include "norms.h"
+#include "tables.h"
+
+#if defined(__AVX2__)
+#include <immintrin.h>
+#endif
+
+namespace hr {
+namespace HR_VARIANT {
+namespace {
+
+// Tokens that pass through one word's tables (16 KB) together, so that these are read from the nearest cache.
+constexpr int kBatch = 128;
+
+inline uint64_t load_word(const uint8_t* packed, int64_t bytes) {
+    uint64_t word = 0;
+    std::memcpy(&word, packed, static_cast<size_t>(bytes));
+    return word;
+}
+
+// Where byte i of a word is found in it by shifts, the high half byte first.
+inline int shift_of(int half) {
+#if __BYTE_ORDER__ == __ORDER_BIG_ENDIAN__
+    return 60 - 4 * half;
+#else
+    return half / 2 * 8 + (half % 2 ? 0 : 4);
+#endif
+}
+
+// sums int32 [kRow], in order: the values of a word's 16 half bytes by tables [16][16][kRow] added to it.
+inline void add_word(uint64_t word, const uint16_t* tables, int32_t* sums) {
+#if defined(__AVX2__)
+    __m256i* to = reinterpret_cast<__m256i*>(sums);
+    __m256i total[2] = {_mm256_setzero_si256(), _mm256_setzero_si256()}, high[2] = {total[0], total[0]};
+#pragma GCC unroll 2
+    for (int part = 0; part < kWord / kSummed; ++part) {
+        __m256i sum[2] = {_mm256_setzero_si256(), _mm256_setzero_si256()};
+#pragma GCC unroll 8
+        for (int i = 0; i < kSummed; ++i) {
+            const int half = part * kSummed + i;
+            const __m256i* row = reinterpret_cast<const __m256i*>(tables + half * 16 * kRow +
+                                                                  ((word >> shift_of(half)) & 15) * kRow);
+            sum[0] = _mm256_add_epi16(sum[0], _mm256_loadu_si256(row));
+            sum[1] = _mm256_add_epi16(sum[1], _mm256_loadu_si256(row + 1));
+        }
+        for (int v = 0; v < 2; ++v) {
+            total[v] = _mm256_add_epi32(total[v], sum[v]);
+            high[v] = _mm256_add_epi32(high[v], _mm256_srli_epi32(sum[v], 16));
+        }
+    }
+    for (int v = 0; v < 2; ++v) {
+        const __m256i low = _mm256_sub_epi32(total[v], _mm256_slli_epi32(high[v], 16));
+        _mm256_storeu_si256(to + 2 * v, _mm256_add_epi32(_mm256_loadu_si256(to + 2 * v), low));
+        _mm256_storeu_si256(to + 2 * v + 1, _mm256_add_epi32(_mm256_loadu_si256(to + 2 * v + 1), high[v]));
+    }
+#else
+    for (int part = 0; part < kWord / kSummed; ++part) {
+        uint16_t sum[kRow] = {};
+        for (int i = 0; i < kSummed; ++i) {
+            const int half = part * kSummed + i;
+            const uint16_t* row = tables + (half * 16 + ((word >> shift_of(half)) & 15)) * kRow;
+            for (int q = 0; q < kRow; ++q) sum[q] = static_cast<uint16_t>(sum[q] + row[q]);
+        }
+        for (int v = 0; v < kRow; v += 16)
+            for (int i = 0; i < 8; ++i) {
+                sums[v + i] += sum[v + 2 * i];
+                sums[v + 8 + i] += sum[v + 2 * i + 1];
+            }
+    }
+#endif
+}
+
+struct Batch {
+    int count = 0;
+    int64_t token[kBatch], window[kBatch];
+    alignas(64) int32_t sums[kBatch][kRow];
+};
+
+// One group of kRow query tokens against all windows; adds the sums of their maxima to scores.
+class Pass {
+  public:
+    Pass(const ResidualTables& query, int64_t group, const PackedTokens& index, float* scores)
+        : index_(index), scores_(scores), stride_(query.stride), tokens_(std::min<int64_t>(kRow, query.tokens - group * kRow)),
+          words_((index.width + 7) / 8), tables_(query.values + group * words_ * kWord * 16 * kRow),
+          scale_(query.scale + group * kRow), bias_(query.bias + group * kRow),
+          centroid_scores_(query.centroid_scores + group * kRow), scratch_(kUnpacked * index.dimensions) {}
+
+    // false for a code that is no centroid's
+    bool run(const int64_t* starts, const int64_t* lengths, int64_t windows) {
+        for (int64_t w = 0; w < windows; ++w) {
+            if (lengths[w] == 0) scores_[w] = -std::numeric_limits<float>::infinity();
+            for (int64_t token = starts[w]; token < starts[w] + lengths[w]; ++token) {
+                if (index_.codes[token] >= index_.num_centroids) return false;
+                batch_.token[batch_.count] = token;
+                batch_.window[batch_.count++] = w;
+                if (batch_.count == kBatch) flush();
+            }
+        }
+        flush();
+        finish();
+        return true;
+    }
+
+  private:
+    void flush() {
+        const int count = batch_.count;
+        std::memset(batch_.sums, 0, sizeof(batch_.sums[0]) * static_cast<size_t>(count));
+        for (int64_t word = 0; word < words_; ++word) {
+            const uint16_t* tables = tables_ + word * kWord * 16 * kRow;
+            const uint8_t* packed = index_.residuals + word * 8;
+            const int64_t bytes = std::min<int64_t>(8, index_.width - word * 8);
+            if (bytes == 8)  // a size that the compiler knows is one load
+                for (int i = 0; i < count; ++i)
+                    add_word(load_word(packed + batch_.token[i] * index_.width, 8), tables, batch_.sums[i]);
+            else
+                for (int i = 0; i < count; ++i)
+                    add_word(load_word(packed + batch_.token[i] * index_.width, bytes), tables, batch_.sums[i]);
+        }
+        float factors[kBatch];
+        inverse_norms(index_, batch_.token, count, scratch_.data(), factors);
+        for (int i = 0; i < count; ++i) {
+            if (batch_.window[i] != window_) finish();
+            window_ = batch_.window[i];
+            const float factor = factors[i];
+            const float* centroid = centroid_scores_ + index_.codes[batch_.token[i]] * stride_;
+            const int32_t* sums = batch_.sums[i];
+#pragma omp simd
+            for (int q = 0; q < kRow; ++q) {
+                const float s = ((centroid[q] + bias_[q]) + scale_[q] * static_cast<float>(sums[q])) * factor;
+                best_[q] = s > best_[q] ? s : best_[q];
+            }
+        }
+        batch_.count = 0;
+    }
+
+    // The window in hand is complete.
+    void finish() {
+        if (window_ >= 0) {
+            float sum = 0;
+            for (int64_t q = 0; q < tokens_; ++q) sum += best_[q];
+            scores_[window_] += sum;
+        }
+        std::fill(best_, best_ + kRow, -std::numeric_limits<float>::infinity());
+    }
+
+    const PackedTokens& index_;
+    float* scores_;
+    const int64_t stride_, tokens_, words_;
+    const uint16_t* tables_;
+    const float *scale_, *bias_, *centroid_scores_;
+    std::vector<int16_t> scratch_;
+    Batch batch_;
+    int64_t window_ = -1;
+    float best_[kRow];
+};
+
+bool maxsim_by_tables(const ResidualTables& query, const PackedTokens& index, const int64_t* starts,
+                      const int64_t* lengths, int64_t windows, float* scores) {
+    std::fill(scores, scores + windows, 0.0f);
+    for (int64_t group = 0; group * kRow < query.tokens; ++group) {
+        Pass pass(query, group, index, scores);
+        if (!pass.run(starts, lengths, windows)) return false;
+    }
+    return true;
+}
+
+}  // namespace
+
+extern const TableKernels lookup_table;
+const TableKernels lookup_table{maxsim_by_tables};
+
+}  // namespace HR_VARIANT
+}  // namespace hr

@@ -1,0 +1,106 @@
+// Threads over the MaxSim kernels, for the thread sanitizer (`make sanitize SANITIZE=thread`): several queries at once,
+// each shared out among threads by windows, all of them filling in the same remembered norms. Ends with 1 where a score
+// differs from that of one thread alone.
+#include <cmath>
+#include <cstdio>
+#include <random>
+#include <thread>
+#include <vector>
+
+#include "../../hybrid_retrieval/kernels/native/tables.h"
+
+namespace {
+
+constexpr int64_t kDimensions = 64, kCentroids = 37, kWindows = 90, kQueryTokens = 40, kStride = 64;
+constexpr int kThreads = 4, kQueries = 3, kRounds = 5;
+
+struct Collection {
+    std::vector<uint32_t> codes;
+    std::vector<uint8_t> residuals, buckets;
+    std::vector<int16_t> table, centroid_levels;
+    std::vector<float> squares, scales, weights, norms;
+    std::vector<int64_t> starts, lengths;
+    int64_t per_byte;
+
+    Collection(int nbits, std::mt19937& random) : per_byte(8 / nbits) {
+        for (int64_t w = 0; w < kWindows; ++w) {
+            starts.push_back(static_cast<int64_t>(codes.size()));
+            lengths.push_back(random() % 50);
+            for (int64_t i = 0; i < lengths.back(); ++i) codes.push_back(random() % kCentroids);
+        }
+        residuals.resize(codes.size() * kDimensions / per_byte);
+        for (auto& byte : residuals) byte = static_cast<uint8_t>(random());
+        for (int byte = 0; byte < 256; ++byte)
+            for (int64_t i = 0; i < per_byte; ++i)
+                buckets.push_back(static_cast<uint8_t>(byte >> (nbits * (per_byte - 1 - i)) & ((1 << nbits) - 1)));
+        for (int b = 0; b < 1 << nbits; ++b) weights.push_back(0.01f * static_cast<float>(b) - 0.02f);
+        for (uint8_t bucket : buckets) table.push_back(static_cast<int16_t>(std::lrint(weights[bucket] * 1e4f)));
+        centroid_levels.resize(kCentroids * kDimensions);
+        for (auto& level : centroid_levels) level = static_cast<int16_t>(random() % 2000) - 1000;
+        squares.assign(kCentroids, 1.0f);
+        scales.assign(kCentroids, 1e-8f);
+        norms.assign(codes.size(), 0.0f);
+    }
+
+    hr::PackedTokens view() {
+        return {codes.data(), residuals.data(), table.data(), kDimensions / per_byte, per_byte, kDimensions,
+                kCentroids, centroid_levels.data(), squares.data(), scales.data(), 1e-8f, norms.data()};
+    }
+};
+
+std::vector<float> random_floats(int64_t count, std::mt19937& random) {
+    std::vector<float> values(count);
+    for (auto& value : values) value = static_cast<float>(random() % 2001) / 1000.0f - 1.0f;
+    return values;
+}
+
+bool check(const hr::TableKernels& lookup, const char* name, int nbits) {
+    std::mt19937 random(7 + nbits);
+    Collection tokens(nbits, random);
+    std::vector<std::vector<float>> queries, centroid_scores, expected;
+    for (int i = 0; i < kQueries; ++i) {
+        queries.push_back(random_floats(kQueryTokens * kDimensions, random));
+        centroid_scores.push_back(random_floats(kCentroids * kStride, random));
+    }
+    auto score = [&](int query, int64_t first, int64_t count, float* out) {
+        const auto tables = hr::make_tables(queries[query].data(), kQueryTokens, kDimensions, tokens.weights.data(),
+                                            tokens.buckets.data(), tokens.per_byte);
+        return lookup.maxsim(tables->view(centroid_scores[query].data(), kStride, kQueryTokens), tokens.view(),
+                             tokens.starts.data() + first, tokens.lengths.data() + first, count, out);
+    };
+    for (int i = 0; i < kQueries; ++i) {
+        expected.emplace_back(kWindows);
+        if (!score(i, 0, kWindows, expected[i].data())) return false;
+    }
+    for (int round = 0; round < kRounds; ++round) {
+        std::fill(tokens.norms.begin(), tokens.norms.end(), 0.0f);
+        std::vector<std::vector<float>> found(kQueries, std::vector<float>(kWindows));
+        std::vector<std::thread> threads;
+        for (int i = 0; i < kQueries; ++i)
+            for (int part = 0; part < kThreads; ++part)
+                threads.emplace_back([&, i, part] {
+                    const int64_t first = kWindows * part / kThreads, end = kWindows * (part + 1) / kThreads;
+                    score(i, first, end - first, found[i].data() + first);
+                });
+        for (auto& thread : threads) thread.join();
+        if (found != expected) {
+            std::printf("%s, %d bits: scores differ on threads\n", name, nbits);
+            return false;
+        }
+    }
+    return true;
+}
+
+}  // namespace
+
+int main() {
+    bool good = true;
+    for (int nbits : {1, 2, 4}) {
+        good = check(hr::portable::lookup_table, "portable", nbits) && good;
+#if defined(HR_X86)
+        if (__builtin_cpu_supports("avx2")) good = check(hr::avx2::lookup_table, "avx2", nbits) && good;
+#endif
+    }
+    std::puts(good ? "no race found, the same scores on any number of threads" : "FAILED");
+    return good ? 0 : 1;
+}
