@@ -7,7 +7,7 @@
 | `*.tsv` | the same with tabs and no quotes; two columns without a header are `id<TAB>text` |
 | `*.parquet` | a row a passage (extra `parquet`) |
 | `*.txt`, `*.md` | one passage |
-| a folder | BEIR (`corpus.jsonl`), TREC (`collection.tsv`), else every `.txt` and `.md` file below it |
+| a folder | BEIR (`corpus.jsonl`), TREC (`collection.tsv`), else every `.txt` and `.md` file below it, hidden ones and linked folders apart |
 
 All but Parquet may be gzipped (`.gz`).
 """
@@ -119,7 +119,8 @@ def _read_folder(folder: Path) -> Iterator[tuple[str, Passage]]:
             Path(root) / name
             for root, _, names in os.walk(folder, onerror=_unreadable)
             for name in names
-            if name.lower().endswith(_TEXT_SUFFIXES) and not _hidden(Path(root, name).relative_to(folder))
+            if name.lower().removesuffix(".gz").endswith(_TEXT_SUFFIXES)
+            and not _hidden(Path(root, name).relative_to(folder))
         ),
         key=lambda file: file.relative_to(folder).as_posix(),
     )

@@ -64,6 +64,10 @@ class Manifest:
                 "is not used in its place, since that would drop a commit"
             )
         manifest = cls(body)
+        try:
+            _check_parts(manifest)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise IndexDamagedError(f"{source}: the manifest lacks a part ({error})") from None
         for folder in [manifest.codec["folder"], *(segment["id"] for segment in manifest.segments)]:
             if not _FOLDER.fullmatch(str(folder)):
                 raise IndexDamagedError(f"{source}: impossible folder name {folder!r}")
@@ -98,6 +102,30 @@ class Manifest:
         parts = [self.codec, *self.segments]
         parts_bytes: int = sum(file["bytes"] for part in parts for file in part["files"].values())
         return len(self.to_bytes()) + parts_bytes
+
+
+def _check_parts(manifest: Manifest) -> None:
+    """Raise KeyError, TypeError or ValueError unless everything is there that readers take for granted."""
+    body = manifest.body
+    if type(body["version"]) is not int or body["version"] < 1:
+        raise ValueError("version")
+    for part in (manifest.codec, *manifest.segments):
+        for name, facts in part["files"].items():
+            if "/" in name or type(facts["bytes"]) is not int or not isinstance(facts["sha256"], str):
+                raise ValueError(f"file {name}")
+    numbers = [manifest.codec[key] for key in ("nbits", "dimensions", "num_centroids")]
+    for segment in manifest.segments:
+        numbers += [segment[key] for key in ("passages", "windows", "tokens")]
+        segment["deleted"]
+    if not all(type(number) is int and number >= 0 for number in numbers):
+        raise ValueError(f"counts {numbers}")
+    names = [manifest.codec["id"], manifest.codec["folder"], *(segment["id"] for segment in manifest.segments)]
+    for key in ("encoder", "reranker"):
+        if body[key] is not None:
+            names += [body[key]["name"], body[key]["identity"]]
+    if not all(isinstance(name, str) for name in names):
+        raise ValueError("names")
+    body["config"]["index"]["include_title"], body["config"]["index"]["window_overlap"], body["corpus"]
 
 
 def _checksum(body: dict[str, Any]) -> str:
