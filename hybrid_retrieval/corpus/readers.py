@@ -7,9 +7,9 @@
 | `*.tsv` | the same with tabs and no quotes; two columns without a header are `id<TAB>text` |
 | `*.parquet` | a row a passage (extra `parquet`) |
 | `*.txt`, `*.md` | one passage |
-| a folder | BEIR (`corpus.jsonl`), TREC (`collection.tsv`), else every `.txt` and `.md` file below it, hidden ones and linked folders apart |
+| a folder | BEIR (`corpus.jsonl`), TREC (`collection.tsv`), else every `.txt` and `.md` file below it |
 
-All but Parquet may be gzipped (`.gz`).
+All but Parquet may be gzipped (`.gz`). In a folder, hidden files and what links to other folders are passed over.
 """
 
 from __future__ import annotations
