@@ -311,6 +311,8 @@ def _passages(corpus: str | Path | Iterable[Passage | Mapping[str, Any]]) -> Ite
     if isinstance(corpus, (str, Path)):
         yield from read_corpus(corpus)
         return
+    if not isinstance(corpus, Iterable) or isinstance(corpus, (Mapping, bytes)):
+        raise CorpusError(f"a corpus is a path or an iterable of passages, got {type(corpus).__name__}")
     for row, passage in enumerate(corpus):
         if isinstance(passage, Passage):
             yield passage

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, overload
@@ -12,6 +13,8 @@ from numpy.typing import NDArray
 from hybrid_retrieval.errors import QueryError
 
 MAX_QUERY_CHARACTERS = 10_000
+# Unicode categories of separators, controls and format marks.
+_UNSEEN = frozenset({"Zs", "Zl", "Zp", "Cc", "Cf"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +125,12 @@ def best_first(scores: NDArray[np.floating[Any]], k: int) -> NDArray[np.int64]:
     return kept[np.argsort(-scores[kept], kind="stable")][:k].astype(np.int64)
 
 
+def is_blank(text: str) -> bool:
+    """Whether a text shows nothing: it is empty, or white space and marks without a glyph (zero-width spaces, direction
+    marks, control characters)."""
+    return all(unicodedata.category(character) in _UNSEEN for character in text)
+
+
 def is_unicode(text: str) -> bool:
     """False for a string with half a surrogate pair, which bytes in another encoding become on a command line."""
     try:
@@ -135,7 +144,7 @@ def check_query(text: str) -> None:
     """Raise `QueryError` for a query that is empty, absurdly long or not Unicode."""
     if not isinstance(text, str):
         raise QueryError(f"a query must be a string, got {type(text).__name__}")
-    if not text.strip():
+    if is_blank(text):
         raise QueryError("the query is empty: give at least one word")
     if len(text) > MAX_QUERY_CHARACTERS:
         raise QueryError(f"the query has {len(text):,} characters; at most {MAX_QUERY_CHARACTERS:,} are taken")

@@ -126,6 +126,7 @@ for _ in range(100_000):
         (Passage("a\0b", "word1"), "NUL"),
         (Passage("x", ""), "text is empty"),
         (Passage("x", " \n\t"), "text is empty"),
+        (Passage("x", "\u200b\u200f \ufeff"), "text is empty"),
         (Passage("x", "a\0b"), "NUL"),
         (Passage("x", "a\ud800b"), "surrogate"),
         (Passage("x", "word1", "t\0"), "title"),
@@ -217,6 +218,19 @@ def test_resuming_a_finished_build_changes_nothing(tmp_path: Path) -> None:
     with pytest.raises(CorpusError, match="another corpus"):
         build(tmp_path / "x", make_passages(3), resume=True)
     assert tree(tmp_path / "x") == before
+
+
+def test_resume_and_overwrite_continue_what_was_interrupted_and_else_replace(tmp_path: Path) -> None:
+    build(tmp_path / "x", make_passages(3))
+    with pytest.raises(MemoryError):
+        build(tmp_path / "x", encoder=Failing(2), overwrite=True)
+    encoder = HashEncoder()
+    build(tmp_path / "x", encoder=encoder, overwrite=True, resume=True)
+    assert encoder.calls == 2  # of 4: the other two chunks were there
+    assert Snapshot.open(tmp_path / "x").num_passages == 50
+    build(tmp_path / "x", make_passages(7), overwrite=True, resume=True)
+    assert Snapshot.open(tmp_path / "x").num_passages == 7
+    assert verify(tmp_path / "x") == []
 
 
 def test_resuming_where_nothing_was_begun_builds(tmp_path: Path) -> None:

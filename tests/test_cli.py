@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import shlex
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from hybrid_retrieval import Index
 from hybrid_retrieval.cli import main
 from tests.small_corpus import PASSAGES, write_corpus
 
@@ -237,10 +240,48 @@ def test_doctor_passes_its_self_test(run) -> None:  # type: ignore[no-untyped-de
     assert [check["status"] for check in report["checks"] if check["name"].startswith("self-test")] == ["ok", "ok"]
 
 
-def test_a_closed_pipe_is_no_traceback(small_index: Path) -> None:
-    command = " ".join([f"'{part}'" for part in [*CLI, "info", str(small_index)]]) + " | true"
-    result = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=60)
-    assert "Traceback" not in result.stderr
+def in_a_shell(rest: str, *arguments: object) -> subprocess.CompletedProcess[str]:
+    command = f"{shlex.join([*CLI, *map(str, arguments)])} {rest}"
+    return subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=60)
+
+
+@pytest.mark.parametrize("option", ["--json", "--help"])
+def test_a_reader_that_left_ends_the_command_quietly(small_index: Path, option: str) -> None:
+    result = in_a_shell("| exec 0<&-; echo ${PIPESTATUS[0]}", "info", small_index, option)
+    assert (result.stdout, result.stderr) == ("141\n", "")
+
+
+@pytest.mark.parametrize(("rest", "message"), [(">/dev/full", "No space left"), (">&-", "standard output is closed")])
+def test_output_that_cannot_be_written_is_one_line(small_index: Path, rest: str, message: str) -> None:
+    result = in_a_shell(rest, "info", small_index, "--json")
+    assert result.returncode == 1
+    assert message in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
+def test_a_stopped_build_is_resumed(tmp_path: Path, stop: signal.Signals) -> None:
+    corpus, index = write_corpus(tmp_path / "corpus.jsonl"), tmp_path / "index"
+    stopping = f"""
+import os, time
+from hybrid_retrieval.encoders import Encoder
+def encode_windows(*arguments, **options):
+    os.kill(os.getpid(), {int(stop)})
+    time.sleep(60)
+Encoder.encode_windows = encode_windows
+"""
+    command = [sys.executable, "-c", stopping + CLI[2], "build", str(corpus), str(index)]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    if stop == signal.SIGINT:
+        assert result.returncode == 130
+        assert "--resume continues the build" in result.stderr
+        assert len(result.stderr.strip().splitlines()) == 1
+    else:
+        assert (result.returncode, result.stderr) == (-signal.SIGTERM, "")
+    with pytest.raises(SystemExit) as caught:
+        main(["build", str(corpus), str(index), "--resume"])
+    assert caught.value.code == 0
+    assert Index.open(index).passages == len(PASSAGES)
 
 
 @pytest.mark.parametrize("script", ["build_index.py", "query.py", "evaluate.py"])

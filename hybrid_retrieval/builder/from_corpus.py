@@ -63,6 +63,7 @@ def build_index(
 
     resume: continue a build that was interrupted; the corpus, the configuration and the models must be the
     same. An index that is complete already is left as it is if they are. overwrite: replace an index.
+    With both, an interrupted build is continued, and where there is none an index is replaced.
     progress: called with (step, done, total); total 0 is unknown.
 
     Bad input (`InputError`) leaves nothing behind; any other failure leaves a build that can be resumed, and
@@ -72,7 +73,8 @@ def build_index(
     with IndexWriter.create(path, overwrite=overwrite, resume=resume) as writer:
         fresh = writer.journal is None
         try:
-            if resume and fresh and writer.committed_version is not None:
+            complete = writer.committed_version is not None and (writer.finished_earlier or not overwrite)
+            if resume and fresh and complete:
                 build.check_complete(writer, corpus)
                 writer.discard()
             else:
@@ -160,8 +162,7 @@ class _Build:
     def _read(self, writer: IndexWriter, journal: dict[str, Any], corpus: Iterable[Passage]) -> dict[str, Any]:
         """Check and store every passage. Begins anew after an interruption: reading is quick."""
         checked = PassageEncoder()
-        segment = SegmentWriter(writer.building / "segment", PASSAGE_FILES)
-        try:
+        with SegmentWriter(writer.building / "segment", PASSAGE_FILES) as segment:
             encoded = (checked.encode(passage) for passage in corpus)
             while rows := list(islice(encoded, READ_PASSAGES)):
                 segment.append_passages(rows)
@@ -169,8 +170,6 @@ class _Build:
             if checked.count == 0:
                 raise CorpusError("the corpus is empty: an index needs at least one passage")
             segment.checkpoint()
-        finally:
-            segment.close()
         journal = {**journal, "corpus": checked.fingerprint, "passages": checked.count}
         writer.save_journal(journal)
         self.progress("read", checked.count, checked.count)
@@ -194,11 +193,9 @@ class _Build:
         total, done = sum(len(chunks[i]) for i in drawn), 0
         for i in sorted(drawn.tolist()):
             if not (samples / f"{i}.npz").exists():
-                self._save_sample(samples / f"{i}.npz", self._encode_chunk(stored, chunks[i], "sample", done, total))
+                _save_sample(samples / f"{i}.npz", self._encode_chunk(stored, chunks[i], "sample", done, total))
             done += len(chunks[i])
-        parts = [np.load(samples / f"{i}.npz")["data"] for i in sorted(drawn.tolist())]
-        sample = np.concatenate(parts)
-        del parts
+        sample = np.concatenate([_load_sample(samples / f"{i}.npz")[0].data for i in sorted(drawn.tolist())])
         self.progress("train", 0, 1)
         codec = train_codec(
             sample,
@@ -221,15 +218,13 @@ class _Build:
     ) -> None:
         """Encode, compress and append every chunk that is not there yet."""
         files = VECTOR_FILES if self.reranker is None else (*VECTOR_FILES, *RERANKER_FILES)
-        segment = SegmentWriter(writer.building / "segment", files, journal["sizes"])
-        try:
+        with SegmentWriter(writer.building / "segment", files, journal["sizes"]) as segment:
             for i, chunk in enumerate(self._chunks(stored.count)):
                 if i < journal["chunks"]:
                     continue
                 sample = writer.building / "sample" / f"{i}.npz"
                 if sample.exists():
-                    kept = np.load(sample)
-                    vectors, window_offsets = Ragged(kept["data"], kept["offsets"]), kept["window_offsets"]
+                    vectors, window_offsets = _load_sample(sample)
                 else:
                     vectors, window_offsets = self._encode_chunk(stored, chunk, "encode", chunk.start, stored.count)
                 codes, residuals = codec.encode(vectors.data)
@@ -243,8 +238,6 @@ class _Build:
                 writer.save_journal(journal)
                 sample.unlink(missing_ok=True)
                 self.progress("encode", chunk.stop, stored.count)
-        finally:
-            segment.close()
 
     def _texts(self, stored: StoredPassages, rows: range) -> list[str]:
         return [passage.content(self.config.index.include_title) for passage in stored.read(rows)]
@@ -272,15 +265,20 @@ class _Build:
             _offsets(np.concatenate(windows)),
         )
 
-    @staticmethod
-    def _save_sample(path: Path, encoded: tuple[Ragged, NDArray[np.int64]]) -> None:
-        vectors, window_offsets = encoded
-        temporary = path.with_suffix(".tmp")
-        with open(temporary, "wb") as file:
-            np.savez(file, data=vectors.data, offsets=vectors.offsets, window_offsets=window_offsets)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+
+def _save_sample(path: Path, encoded: tuple[Ragged, NDArray[np.int64]]) -> None:
+    vectors, window_offsets = encoded
+    temporary = path.with_suffix(".tmp")
+    with open(temporary, "wb") as file:
+        np.savez(file, data=vectors.data, offsets=vectors.offsets, window_offsets=window_offsets)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def _load_sample(path: Path) -> tuple[Ragged, NDArray[np.int64]]:
+    with np.load(path) as kept:
+        return Ragged(kept["data"], kept["offsets"]), kept["window_offsets"]
 
 
 def _offsets(lengths: NDArray[np.int64]) -> NDArray[np.int64]:

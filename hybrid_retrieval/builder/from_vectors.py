@@ -68,15 +68,14 @@ def build_from_vectors(
                 seed=seed,
                 num_tokens=len(data),
             )
-            segment = SegmentWriter(writer.building / "segment", (*PASSAGE_FILES, *VECTOR_FILES))
-            segment.append_passages((passage_id, b"", b"", b"") for passage_id in encoded_ids)
-            none = np.empty(0, np.int64)
-            for start in range(0, len(data), BLOCK_VECTORS):
-                segment.append_vectors(*codec.encode(data[start : start + BLOCK_VECTORS]), none, none)
-            no_tokens = codec.encode(np.empty((0, codec.dimensions), np.float32))
-            segment.append_vectors(*no_tokens, rows.lengths, np.ones(len(rows), np.int64))
-            segment.checkpoint()
-            segment.close()
+            with SegmentWriter(writer.building / "segment", (*PASSAGE_FILES, *VECTOR_FILES)) as segment:
+                segment.append_passages((passage_id, b"", b"", b"") for passage_id in encoded_ids)
+                none = np.empty(0, np.int64)
+                for start in range(0, len(data), BLOCK_VECTORS):
+                    segment.append_vectors(*codec.encode(data[start : start + BLOCK_VECTORS]), none, none)
+                no_tokens = codec.encode(np.empty((0, codec.dimensions), np.float32))
+                segment.append_vectors(*no_tokens, rows.lengths, np.ones(len(rows), np.int64))
+                segment.checkpoint()
             writer.commit(codec, corpus=None, encoder=None, reranker=None, config=config.to_dict())
         except BaseException:
             writer.discard()  # there is nothing to resume: the vectors are all there

@@ -20,7 +20,11 @@ from hybrid_retrieval.index import Index, load_encoder, load_reranker
 @click.option("--pool-factor", type=int, help="Pool so many token vectors to one, on average. Default: 1, none.")
 @click.option("--no-title", is_flag=True, help="Leave titles out of what the models read.")
 @click.option("--resume", is_flag=True, help="Continue a build that was interrupted.")
-@click.option("--overwrite", is_flag=True, help="Replace an index that is there.")
+@click.option(
+    "--overwrite",
+    is_flag=True,
+    help="Replace an index that is there; with --resume, unless a build of it can be continued.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def build(
     corpus: str,
@@ -44,17 +48,20 @@ def build(
         section = dataclasses.replace(section, include_title=False)
     settings = dataclasses.replace(settings, index=section)
     start = time.perf_counter()
-    with progress_bar(quiet=as_json) as progress:
-        made = Index.build(
-            corpus,
-            index,
-            encoder=load_encoder(settings),
-            reranker=load_reranker(settings),
-            config=settings,
-            resume=resume,
-            overwrite=overwrite,
-            progress=progress,
-        )
+    try:
+        with progress_bar(quiet=as_json) as progress:
+            made = Index.build(
+                corpus,
+                index,
+                encoder=load_encoder(settings),
+                reranker=load_reranker(settings),
+                config=settings,
+                resume=resume,
+                overwrite=overwrite,
+                progress=progress,
+            )
+    except KeyboardInterrupt:
+        raise click.Abort("interrupted; the same command with --resume continues the build") from None
     echo_made(index, made.info(), time.perf_counter() - start, as_json)
 
 

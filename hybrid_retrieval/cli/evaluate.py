@@ -59,12 +59,12 @@ def evaluate(
         result = run_dataset(
             pipeline, collection, wanted, sample=sample, num_candidates=num_candidates, progress=progress
         )
+    if run_file:
+        write_run(Path(run_file), result.run, tag="hybrid_retrieval")
     if as_json:
         echo_json({"measures": result.measures, "queries": result.queries, "latency_ms": result.latency_ms})
     else:
         show(result)
-    if run_file:
-        write_run(Path(run_file), result.run, tag="hybrid_retrieval")
 
 
 def show(result: Evaluation) -> None:

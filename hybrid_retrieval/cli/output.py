@@ -64,7 +64,8 @@ def echo_made(path: str, info: Mapping[str, Any], seconds: float, as_json: bool)
     if as_json:
         echo_json({"index": path, "seconds": round(seconds, 3), **info})
         return
+    rate = info["passages"] / seconds
     click.echo(
         f"{path}: {info['passages']:,} passages, {info['tokens']:,} token vectors, {human_bytes(info['bytes'])}, "
-        f"in {seconds:.1f} s ({info['passages'] / seconds:.0f} passages/s)"
+        f"in {seconds:.1f} s ({rate:.{0 if rate >= 10 else 1}f} passages/s)"
     )

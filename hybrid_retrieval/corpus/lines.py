@@ -45,6 +45,8 @@ def decode(raw: bytes, where: str) -> str:
     """Strict UTF-8 without NUL bytes, or a `CorpusError` that starts with `where`."""
     if raw.startswith((b"\xff\xfe", b"\xfe\xff")):
         raise CorpusError(f"{where}: expected UTF-8, got UTF-16; convert it: iconv -f UTF-16 -t UTF-8")
+    if b"\0" in raw[:2]:
+        raise CorpusError(f"{where}: expected UTF-8, got a NUL byte; is it UTF-16? iconv -f UTF-16LE -t UTF-8")
     if b"\0" in raw:
         raise CorpusError(f"{where}: a NUL byte at byte {raw.index(0) + 1} of the line; text has none, remove it")
     try:
@@ -64,7 +66,7 @@ def parse_object(line: str, where: str) -> dict[str, Any]:
     or of half a surrogate pair, which no UTF-8 text can hold.
     """
     try:
-        value = json.loads(line, parse_constant=_no_constant)
+        value = json.loads(line.rstrip("\r\n"), parse_constant=_no_constant)
     except json.JSONDecodeError as error:
         raise CorpusError(f"{where}: malformed JSON at column {error.colno}: {error.msg}") from None
     except RecursionError:

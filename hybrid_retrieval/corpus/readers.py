@@ -9,7 +9,7 @@
 | `*.txt`, `*.md` | one passage |
 | a folder | BEIR (`corpus.jsonl`), TREC (`collection.tsv`), else every `.txt` and `.md` file below it |
 
-All but Parquet may be gzipped (`.gz`).
+All but Parquet may be gzipped (`.gz`). In a folder, hidden files and what links to other folders are passed over.
 """
 
 from __future__ import annotations
@@ -119,7 +119,8 @@ def _read_folder(folder: Path) -> Iterator[tuple[str, Passage]]:
             Path(root) / name
             for root, _, names in os.walk(folder, onerror=_unreadable)
             for name in names
-            if name.lower().endswith(_TEXT_SUFFIXES) and not _hidden(Path(root, name).relative_to(folder))
+            if name.lower().removesuffix(".gz").endswith(_TEXT_SUFFIXES)
+            and not _hidden(Path(root, name).relative_to(folder))
         ),
         key=lambda file: file.relative_to(folder).as_posix(),
     )

@@ -7,7 +7,7 @@ from typing import Any
 
 from hybrid_retrieval.corpus.lines import check_unicode, json_type
 from hybrid_retrieval.errors import CorpusError
-from hybrid_retrieval.types import Passage
+from hybrid_retrieval.types import Passage, is_blank
 
 ID_KEYS = ("_id", "id", "passage_id", "docid")
 TEXT_KEYS = ("text", "contents")
@@ -65,10 +65,10 @@ def to_identifier(value: Any, key: str, where: str) -> str:
 
 
 def to_text(value: Any, key: str, where: str) -> str:
-    """A string with at least one character that is not white space."""
+    """A string with at least one character that can be seen."""
     if not isinstance(value, str):
         raise CorpusError(f"{where}: expected '{key}' to be a string, got {json_type(value)}")
-    if not value.strip():
+    if is_blank(value):
         raise CorpusError(f"{where}: '{key}' is empty; remove the record or give it a text")
     _check_characters(value, f"{where}: '{key}'")
     return value

@@ -52,12 +52,9 @@ def import_colbert(
     config = PipelineConfig(encoder=encoder, index=index, reranker=RerankerConfig(model="none"))
     with IndexWriter.create(path, overwrite=overwrite) as writer:
         try:
-            segment = SegmentWriter(writer.building / "segment", (*PASSAGE_FILES, *VECTOR_FILES))
-            try:
+            with SegmentWriter(writer.building / "segment", (*PASSAGE_FILES, *VECTOR_FILES)) as segment:
                 _copy(source, segment, _passages(ids, collection), progress or _silent)
                 segment.checkpoint()
-            finally:
-                segment.close()
             writer.commit(source.codec, corpus=None, encoder=None, reranker=None, config=config.to_dict())
         except BaseException:
             writer.discard()  # there is nothing to resume: copying is quick

@@ -19,7 +19,7 @@ from hybrid_retrieval.rerankers.backend import RerankerBackend
 from hybrid_retrieval.rerankers.loading import load_parts
 from hybrid_retrieval.rerankers.pace import Pace
 from hybrid_retrieval.rerankers.pairs import Ids, LongPassages, PairConvention, Pairs, Truncation, cut, window_spans
-from hybrid_retrieval.types import Passage, Ranking, best_first, check_query, is_unicode
+from hybrid_retrieval.types import Passage, Ranking, best_first, check_query, is_blank, is_unicode
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +138,7 @@ class Reranker:
         pairs = list(pairs)
         by_query: dict[str, list[int]] = {}
         for position, pair in enumerate(pairs):
-            if isinstance(pair, str) or len(pair) != 2:
+            if not isinstance(pair, (tuple, list)) or len(pair) != 2:
                 raise InputError(f"pair {position} must be (query, passage), got {pair!r:.80}")
             by_query.setdefault(pair[0], []).append(position)
         passages = self.tokenize([passage for _, passage in pairs])
@@ -184,7 +184,7 @@ class Reranker:
         if isinstance(texts, str):
             raise InputError("tokenize takes a sequence of texts; got one string")
         for position, text in enumerate(texts):
-            if not isinstance(text, str) or not text.strip():
+            if not isinstance(text, str) or is_blank(text):
                 raise InputError(f"passage {position} of {len(texts)} has no text")
             if not is_unicode(text):
                 raise InputError(f"passage {position} of {len(texts)} is not valid Unicode")

@@ -58,12 +58,20 @@ class Manifest:
             )
         stated = body.get("checksum")
         unsigned = {key: value for key, value in body.items() if key != "checksum"}
-        if stated != _checksum(unsigned) or canonical_json(body) != data:
+        try:
+            sound = stated == _checksum(unsigned) and canonical_json(body) == data
+        except (ValueError, RecursionError):  # NaN, half a surrogate pair: JSON of someone else's making
+            sound = False
+        if not sound:
             raise IndexDamagedError(
                 f"{source}: the manifest is damaged (its checksum is wrong); an older version "
                 "is not used in its place, since that would drop a commit"
             )
         manifest = cls(body)
+        try:
+            _check_parts(manifest)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise IndexDamagedError(f"{source}: the manifest lacks a part ({error})") from None
         for folder in [manifest.codec["folder"], *(segment["id"] for segment in manifest.segments)]:
             if not _FOLDER.fullmatch(str(folder)):
                 raise IndexDamagedError(f"{source}: impossible folder name {folder!r}")
@@ -98,6 +106,35 @@ class Manifest:
         parts = [self.codec, *self.segments]
         parts_bytes: int = sum(file["bytes"] for part in parts for file in part["files"].values())
         return len(self.to_bytes()) + parts_bytes
+
+
+def _check_parts(manifest: Manifest) -> None:
+    """Raise KeyError, TypeError or ValueError unless everything is there that readers take for granted."""
+    body = manifest.body
+    if type(body["version"]) is not int or body["version"] < 1:
+        raise ValueError("version")
+    for part in (manifest.codec, *manifest.segments):
+        for name, facts in part["files"].items():
+            if "/" in name or type(facts["bytes"]) is not int or not isinstance(facts["sha256"], str):
+                raise ValueError(f"file {name}")
+    numbers = [manifest.codec[key] for key in ("nbits", "dimensions", "num_centroids")]
+    for segment in manifest.segments:
+        numbers += [segment[key] for key in ("passages", "windows", "tokens")]
+        if not (segment["deleted"] is None or isinstance(segment["deleted"], str)):
+            raise ValueError("deleted")
+    if not all(type(number) is int and number >= 0 for number in numbers):
+        raise ValueError(f"counts {numbers}")
+    names = [manifest.codec["id"], manifest.codec["folder"], *(segment["id"] for segment in manifest.segments)]
+    for key in ("encoder", "reranker"):
+        if body[key] is not None:
+            names += [body[key]["name"], body[key]["identity"]]
+    if not all(isinstance(name, str) for name in names):
+        raise ValueError("names")
+    settings = body["config"]["index"]
+    if type(settings["include_title"]) is not bool or type(settings["window_overlap"]) is not int:
+        raise ValueError("config")
+    if not (body["corpus"] is None or isinstance(body["corpus"], str)):
+        raise ValueError("corpus")
 
 
 def _checksum(body: dict[str, Any]) -> str:

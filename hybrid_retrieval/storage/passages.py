@@ -11,7 +11,7 @@ from typing import Any
 import hybrid_retrieval.storage.layout as layout
 from hybrid_retrieval.errors import CorpusError
 from hybrid_retrieval.storage.files import map_array
-from hybrid_retrieval.types import Passage
+from hybrid_retrieval.types import Passage, is_blank
 
 MOST_ID_BYTES = 512
 
@@ -39,7 +39,7 @@ class PassageEncoder:
             raise CorpusError(f"{where}: the id is that of passage {first} already; ids must be unique")
         title = _text_bytes(passage.title, f"{where}: title")
         text = _text_bytes(passage.text, f"{where}: text")
-        if not passage.text.strip():
+        if is_blank(passage.text):
             raise CorpusError(f"{where}: text is empty")
         encoded = (passage_id, title, text, _metadata_bytes(passage, where))
         for part in encoded:

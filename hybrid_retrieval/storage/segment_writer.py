@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping
+from contextlib import ExitStack
 from pathlib import Path
+from types import TracebackType
 from typing import BinaryIO
 
 import numpy as np
@@ -29,7 +31,8 @@ _OFFSET_FILES = (
 
 
 class SegmentWriter:
-    """Appends passages and their vectors to the files of one folder. Memory: what one call is given.
+    """Appends passages and their vectors to the files of one folder. Memory: what one call is given. Use as a
+    context manager: leaving closes the files.
 
     sizes: bytes of each file at the last checkpoint; whatever was written after it is cut off.
     """
@@ -39,24 +42,30 @@ class SegmentWriter:
         self.folder = folder
         self._files: dict[str, BinaryIO] = {}
         self._ends: dict[str, int] = {}
-        for file in files:
-            handle = open(folder / file.name, "ab")  # noqa: SIM115 - closed by close()
-            self._files[file.name] = handle
-            size = (sizes or {}).get(file.name, 0)
-            if handle.seek(0, os.SEEK_END) < size:  # truncating would fill it up with zeros
-                raise IndexDamagedError(
-                    f"{folder / file.name}: shorter than at its last checkpoint ({size} bytes); the interrupted build "
-                    f"cannot be resumed: build again with overwrite"
-                )
-            handle.truncate(size)
-            handle.seek(0, os.SEEK_END)
-            if file in _OFFSET_FILES:
-                if handle.tell() == 0:
-                    handle.write(np.zeros(1, file.dtype).tobytes())
-                    handle.flush()
-                with open(folder / file.name, "rb") as reader:
-                    reader.seek(-file.dtype.itemsize, os.SEEK_END)
-                    self._ends[file.name] = int(np.frombuffer(reader.read(), file.dtype)[0])
+        with ExitStack() as opened:
+            for file in files:
+                handle = opened.enter_context(open(folder / file.name, "ab"))
+                self._files[file.name] = handle
+                self._cut_off(file, handle, (sizes or {}).get(file.name, 0))
+            self._opened = opened.pop_all()
+
+    def _cut_off(self, file: ArrayFile, handle: BinaryIO, size: int) -> None:
+        """Bring a file back to its size at the last checkpoint, and note where its last row ends."""
+        path = self.folder / file.name
+        if handle.seek(0, os.SEEK_END) < size:  # truncating would fill it up with zeros
+            raise IndexDamagedError(
+                f"{path}: shorter than at its last checkpoint ({size} bytes); the interrupted build "
+                f"cannot be resumed: build again with overwrite"
+            )
+        handle.truncate(size)
+        handle.seek(0, os.SEEK_END)
+        if file in _OFFSET_FILES:
+            if handle.tell() == 0:
+                handle.write(np.zeros(1, file.dtype).tobytes())
+                handle.flush()
+            with open(path, "rb") as reader:
+                reader.seek(-file.dtype.itemsize, os.SEEK_END)
+                self._ends[file.name] = int(np.frombuffer(reader.read(), file.dtype)[0])
 
     def append_passages(self, encoded: Iterable[tuple[bytes, bytes, bytes, bytes]]) -> None:
         """Append (id, title, text, metadata) rows."""
@@ -92,10 +101,14 @@ class SegmentWriter:
         sync_folder(self.folder)  # the journal must not outlive the names that it counts on
         return {name: handle.tell() for name, handle in self._files.items()}
 
-    def close(self) -> None:
+    def __enter__(self) -> SegmentWriter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
         """Close the files. What follows the last checkpoint is not promised to be there."""
-        for handle in self._files.values():
-            handle.close()
+        self._opened.close()
 
     def _append(self, file: ArrayFile, array: NDArray[np.generic]) -> None:
         self._files[file.name].write(np.ascontiguousarray(array, file.dtype).tobytes())

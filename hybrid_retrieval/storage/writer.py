@@ -14,7 +14,13 @@ from typing import Any
 
 import hybrid_retrieval.storage.layout as layout
 from hybrid_retrieval.codec import ResidualCodec
-from hybrid_retrieval.errors import IndexDamagedError, IndexExistsError, IndexLockedError, IndexNotFoundError
+from hybrid_retrieval.errors import (
+    IndexDamagedError,
+    IndexExistsError,
+    IndexLockedError,
+    IndexNotFoundError,
+    IndexVersionError,
+)
 from hybrid_retrieval.storage.files import (
     canonical_json,
     describe,
@@ -40,6 +46,7 @@ class IndexWriter:
         self.path, self.building = path, path / layout.BUILDING
         self._lock, self._made_folder = lock, made_folder
         self.journal = journal
+        self.finished_earlier = False
 
     @classmethod
     def create(cls, path: str | Path, *, overwrite: bool = False, resume: bool = False) -> IndexWriter:
@@ -47,7 +54,8 @@ class IndexWriter:
 
         Raises `IndexExistsError` where there is an index, or an unfinished build, or foreign files, and
         neither `overwrite` nor `resume` says what to do; `IndexLockedError` where another process writes.
-        After `resume`, `journal` holds what the interrupted build recorded, or None where there was none.
+        After `resume`, `journal` holds what the interrupted build recorded, or None where there was none;
+        `finished_earlier` says that it had only its last step to go, which was done now.
         """
         path = Path(path)
         if path.exists() and not path.is_dir():
@@ -70,11 +78,12 @@ class IndexWriter:
         return writer
 
     def _enter(self, *, overwrite: bool, resume: bool) -> None:
-        pending = self._pending_manifest()
+        pending = self._pending_manifest(drop_damaged=overwrite and not resume)
         published = pending is not None and newest_version(self.path) == pending.version
         if pending is not None and (resume or not overwrite or published):
             # Everything was ready when the writer died: only the last step is missing.
             self._publish(pending)
+            self.finished_earlier = True
         unfinished = (self.building / layout.JOURNAL).exists()
         if newest_version(self.path) is not None and not overwrite and not resume:
             raise IndexExistsError(f"{self.path}: an index is there already; --overwrite (overwrite=True) replaces it")
@@ -142,9 +151,18 @@ class IndexWriter:
         self._publish(manifest)
         return manifest
 
-    def _pending_manifest(self) -> Manifest | None:
+    def _pending_manifest(self, *, drop_damaged: bool) -> Manifest | None:
+        """What a build that died in its commit was about to publish. One that starts over has no use for it if it
+        cannot be read."""
         path = self.building / layout.PENDING_MANIFEST
-        return Manifest.parse(path.read_bytes(), path) if path.exists() else None
+        if not path.exists():
+            return None
+        try:
+            return Manifest.parse(path.read_bytes(), path)
+        except (IndexDamagedError, IndexVersionError):
+            if drop_damaged:
+                return None
+            raise
 
     def _publish(self, manifest: Manifest) -> None:
         """Move what a manifest names into place, then the manifest itself. May be repeated after any

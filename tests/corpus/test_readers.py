@@ -80,7 +80,10 @@ def test_a_folder_of_texts_in_the_order_of_names(tmp_path: Path) -> None:
         "d.py": "no",
     }.items():
         written(tmp_path, name, text)
+    (tmp_path / "sub" / "z.txt.gz").write_bytes(gzip.compress(b"zed"))
+    (tmp_path / "sub" / "loop").symlink_to(tmp_path)
     expected = [Passage("a.md", "# ay"), Passage("b.txt", "bee"), Passage("sub/c.txt", "sea")]
+    expected.append(Passage("sub/z.txt.gz", "zed"))
     assert list(read_corpus(tmp_path)) == expected
     assert list(read_corpus(tmp_path / "b.txt")) == [Passage("b.txt", "bee")]
 

@@ -94,6 +94,13 @@ def test_killed_in_the_commit_and_started_over(tmp_path: Path, moment: str, whol
     assert tree(path) == whole
 
 
+def test_a_commit_that_only_lacked_its_end_is_not_built_again(tmp_path: Path, whole: dict[str, bytes]) -> None:
+    path = tmp_path / "x"
+    build_and_die(path, "between the two moves")
+    build(path, resume=True, overwrite=True)
+    assert tree(path) == whole
+
+
 def test_a_replacement_killed_in_its_commit_leaves_the_old_index(tmp_path: Path) -> None:
     path = tmp_path / "x"
     build(path)

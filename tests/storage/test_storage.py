@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -198,7 +199,12 @@ def rewrite_manifest(index: Path, changed: Path) -> None:
     newest(index).write_bytes(Manifest.create(**keys).to_bytes())
 
 
-@pytest.mark.parametrize("data", [b"", b"{", b"[]", b"{}", b'{"format_version": "1"}', b"\xff\xfe", b"[" * 100_000])
+NAN = b'{"format_version": 1, "x": NaN}'
+
+
+@pytest.mark.parametrize(
+    "data", [b"", b"{", b"[]", b"{}", b'{"format_version": "1"}', b"\xff\xfe", b"[" * 100_000, NAN]
+)
 def test_a_damaged_newest_manifest_is_an_error_not_a_step_back(index: Path, data: bytes) -> None:
     (index / "versions" / f"{2:020d}.json").write_bytes(data)
     with pytest.raises(IndexDamagedError, match=r"00002\.json"):
@@ -212,6 +218,18 @@ def test_a_newer_format_is_refused_by_name(index: Path) -> None:
     newest(index).write_text(json.dumps(body))
     with pytest.raises(IndexVersionError, match="format 2; this release reads format 1"):
         Snapshot.open(index)
+
+
+@pytest.mark.parametrize("key", ["version", "codec", "segments", "encoder", "reranker", "config", "corpus"])
+@pytest.mark.parametrize("value", ["missing", [1], {"a": 1}])
+def test_a_signed_manifest_without_a_part_is_damaged(index: Path, key: str, value: Any) -> None:
+    body = json.loads(newest(index).read_bytes())
+    keys = {k: v for k, v in body.items() if k not in ("checksum", "format_version", "created_by")}
+    keys = {k: v for k, v in keys.items() if k != key} if value == "missing" else {**keys, key: value}
+    newest(index).write_bytes(Manifest.create(**keys).to_bytes())
+    with pytest.raises(IndexDamagedError, match="manifest lacks a part"):
+        Snapshot.open(index)
+    assert any("manifest lacks a part" in problem for problem in verify(index))
 
 
 def test_a_manifest_of_another_version_is_refused(index: Path) -> None:
