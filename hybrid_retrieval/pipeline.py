@@ -12,13 +12,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hybrid_retrieval.config import FusionConfig, PipelineConfig
+from hybrid_retrieval.config import PipelineConfig
 from hybrid_retrieval.encoders import Encoder
 from hybrid_retrieval.errors import ModelError, QueryError
+from hybrid_retrieval.fusion import Fusion, fuse
 from hybrid_retrieval.index import Index, load_encoder, load_reranker
 from hybrid_retrieval.ragged import Ragged
 from hybrid_retrieval.rerankers import Reranker
-from hybrid_retrieval.types import Ranking, best_first
+from hybrid_retrieval.types import Ranking
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,10 +57,17 @@ class Pipeline:
     def __init__(
         self, index: Index, encoder: Encoder, reranker: Reranker | None = None, config: PipelineConfig | None = None
     ) -> None:
-        """Raises `ModelMismatchError` where the index was built with another encoder than `encoder`."""
+        """Raises `ModelMismatchError` where the index was built with another encoder than `encoder`, or the fusion file
+        fitted with other models."""
         index.check_encoder(encoder.identity, encoder.name)
         self.index, self.encoder, self.reranker = index, encoder, reranker
         self.config = config or PipelineConfig()
+        self.fusion = Fusion.of(
+            self.config.fusion,
+            encoder=(encoder.name, encoder.identity),
+            reranker=None if reranker is None else (reranker.name, reranker.identity),
+            recommended_weight=None if reranker is None else reranker.fusion_weight,
+        )
 
     @classmethod
     def from_config(
@@ -102,12 +110,13 @@ class Pipeline:
         if num_candidates is not None and num_candidates < 1:
             raise QueryError(f"num_candidates must be at least 1, got {num_candidates}")
         rescored = max(self.config.search.num_candidates, k) if num_candidates is None else num_candidates
-        reranker = self.reranker if rerank else None
+        reranker = self.reranker if rerank and self.fusion.rerank else None
         rankings = []
         for text in queries:
-            candidates = self._retrieve(text, max(k, rescored) if reranker else k)
+            wanted = max(k, rescored) if reranker else self.fusion.candidates_of_stage_1(k)
+            candidates = self._retrieve(text, wanted)
             if reranker is None:
-                rankings.append(self._ranking(candidates, np.arange(len(candidates.rows)), candidates.scores, None))
+                rankings.append(self._stop_after_stage_1(candidates, k, advised=rerank and self.reranker is not None))
             else:
                 rankings.append(self._rerank(reranker, candidates, k, rescored))
         return rankings
@@ -152,15 +161,26 @@ class Pipeline:
             )
         return _Candidates(text, rows, scores, timings)
 
+    def _stop_after_stage_1(self, candidates: _Candidates, k: int, *, advised: bool) -> Ranking:
+        """advised: the fusion file leaves stage 2 out, not the caller."""
+        scores = candidates.scores
+        chosen = np.arange(min(k, len(scores)))
+        probabilities = self.fusion.probabilities(None, scores, scores)
+        notes = self.fusion.notes(0) if advised else ()
+        return self._ranking(candidates, chosen, scores[chosen], None, probabilities, notes=notes)
+
     def _rerank(self, reranker: Reranker, candidates: _Candidates, k: int, rescored: int) -> Ranking:
         head = candidates.rows[:rescored]
         with _timed(candidates.timings_ms, "rerank"):
             result = reranker.score_tokens(candidates.query, self._reranker_tokens(reranker, head))
-        scores, order = fuse(self.config.fusion, reranker.fusion_weight, result.logits, candidates.scores)
+        scores, order = fuse(self.fusion.weight, result.logits, candidates.scores)
+        probabilities = self.fusion.probabilities(result.logits, scores, candidates.scores)
         logits = np.full(len(candidates.rows), np.nan, np.float32)
         logits[: len(head)] = result.logits
-        notes = (f"{result.truncated} of {len(head)} pairs were cut at {reranker.max_tokens} tokens",)
-        return self._ranking(candidates, order[:k], scores[order[:k]], logits, notes=notes if result.truncated else ())
+        notes = self.fusion.notes(len(head))
+        if result.truncated:
+            notes += (f"{result.truncated} of {len(head)} pairs were cut at {reranker.max_tokens} tokens",)
+        return self._ranking(candidates, order[:k], scores[order[:k]], logits, probabilities, notes=notes)
 
     def _reranker_tokens(self, reranker: Reranker, rows: NDArray[np.int64]) -> Ragged:
         if self.index.reranker_tokenizer == reranker.tokenizer_identity:
@@ -176,6 +196,7 @@ class Pipeline:
         chosen: NDArray[np.int64],
         scores: NDArray[np.float32],
         logits: NDArray[np.float32] | None,
+        probabilities: NDArray[np.float32] | None,
         notes: tuple[str, ...] = (),
     ) -> Ranking:
         with _timed(candidates.timings_ms, "fetch"):
@@ -186,43 +207,11 @@ class Pipeline:
             retrieval_scores=candidates.scores[chosen],
             retrieval_ranks=chosen + 1,
             reranker_scores=None if logits is None else logits[chosen],
+            probabilities=None if probabilities is None else probabilities[chosen],
             passages=passages,
             timings_ms=candidates.timings_ms,
             notes=notes,
         )
-
-
-def fuse(
-    config: FusionConfig,
-    recommended_weight: float | None,
-    logits: NDArray[np.float32],
-    retrieval_scores: NDArray[np.float32],
-) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """Final scores of all candidates, and their order.
-
-    logits: float32 [M], raw logits of the first M candidates. retrieval_scores: float32 [N], MaxSim, best first,
-    N >= M. Candidates M to N were not rescored: they follow in stage 1's order, each as far below the lowest rescored
-    score as its MaxSim lies below that of the last rescored candidate. Returns float32 [N] and int64 [N].
-    """
-    weighted = config.method == "weighted" or (config.method == "auto" and recommended_weight is not None)
-    head = logits.astype(np.float32)
-    if weighted:
-        auto = config.method == "auto" and recommended_weight is not None
-        weight = np.float32(recommended_weight if auto else config.weight)
-        head = weight * standardise(head) + (1 - weight) * standardise(retrieval_scores[: len(head)])
-    scores = np.empty(len(retrieval_scores), np.float32)
-    scores[: len(head)] = head
-    if 0 < len(head) < len(scores):
-        scores[len(head) :] = head.min() - (retrieval_scores[len(head) - 1] - retrieval_scores[len(head) :])
-    order = np.concatenate([best_first(head, len(head)), np.arange(len(head), len(scores))])
-    return scores, order
-
-
-def standardise(scores: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Zero mean and unit deviation over one query's candidates; all zeros where they are all equal."""
-    centred = (scores - scores.mean(dtype=np.float64)).astype(np.float32) if len(scores) else scores
-    deviation = float(np.sqrt(np.mean(np.square(centred, dtype=np.float64)))) if len(scores) else 0.0
-    return centred / np.float32(deviation) if deviation > 1e-6 else np.zeros_like(centred)
 
 
 @contextmanager
