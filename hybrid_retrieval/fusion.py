@@ -81,8 +81,9 @@ class Calibration:
     def __post_init__(self) -> None:
         for name in ("intercept", "score", "evidence"):
             _check_finite(f"calibration.{name}", getattr(self, name))
-        if self.score < 0:
-            raise ConfigError(f"calibration.score must be 0 or more, or better scores mean less, got {self.score}")
+        for name in ("score", "evidence"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"calibration.{name} must be 0 or more, got {getattr(self, name)}")
 
     def probabilities(self, scores: NDArray[np.float32], evidence: float) -> NDArray[np.float32]:
         """float32 [N] for one query's N scores."""
