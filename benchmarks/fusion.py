@@ -80,7 +80,7 @@ def values(queries: list[ScoredQuery], weight: float | None) -> np.ndarray:
     return np.array([ndcg(q.gains[fuse(weight, q.logits, q.retrieval_scores)[1]], q.ideal) for q in queries])
 
 
-def fit_report(name: str, fit: Fit) -> dict[str, Any]:
+def fit_report(name: str, fit: Fit, queries: list[ScoredQuery], shipped: float | None) -> dict[str, Any]:
     found = fit.cross_validation
     print(
         f"{name:16} {found.stage_1:8.4f} {found.fused:8.4f} {found.reranker_alone:8.4f} {found.difference:+8.4f} "
@@ -88,29 +88,28 @@ def fit_report(name: str, fit: Fit) -> dict[str, Any]:
         f"{found.weight_lowest:5.2f}-{found.weight_highest:.2f} {found.calibration_error:6.3f} "
         f"{'rerank' if fit.rerank else 'stage 1'}"
     )
-    return dataclasses.asdict(fit)
+    change = values(queries, shipped) - values(queries, 0.0)
+    low, high = bootstrap_interval(change)
+    at_shipped = {"weight": shipped, "difference": float(change.mean()), "low": low, "high": high}
+    return dataclasses.asdict(fit) | {"shipped": at_shipped | {"p": randomisation_p_value(change)}}
 
 
-def test_report(name: str, queries: list[ScoredQuery], weight: float, shipped: float | None) -> dict[str, Any]:
-    stage_1, fused = values(queries, 0.0), values(queries, weight)
-    low, high = bootstrap_interval(fused - stage_1)
-    report = {
-        "questions": len(queries),
-        "stage 1": float(stage_1.mean()),
-        "fused": float(fused.mean()),
-        "shipped weight": float(values(queries, shipped).mean()),
-        "reranker alone": float(values(queries, 1.0).mean()),
-        "difference": float((fused - stage_1).mean()),
-        "low": low,
-        "high": high,
-        "p": randomisation_p_value(fused - stage_1),
-        "stage 1 by question": stage_1.tolist(),
-        "fused by question": fused.tolist(),
-    }
-    print(
-        f"{name:16} {report['stage 1']:8.4f} {report['fused']:8.4f} {report['shipped weight']:8.4f} "
-        f"{report['reranker alone']:8.4f} {report['difference']:+8.4f} [{low:+.4f}, {high:+.4f}] {report['p']:7.4f}"
-    )
+def test_report(name: str, queries: list[ScoredQuery], weights: dict[str, float | None]) -> dict[str, Any]:
+    """Each way of ordering beside stage 1 on the same questions. weights: name -> as for `fuse`."""
+    stage_1 = values(queries, 0.0)
+    report: dict[str, Any] = {"questions": len(queries), "stage 1": {"mean": float(stage_1.mean())}}
+    report["stage 1"]["by question"] = stage_1.tolist()
+    for kind, weight in weights.items():
+        found = values(queries, weight)
+        low, high = bootstrap_interval(found - stage_1)
+        p_value = randomisation_p_value(found - stage_1)
+        report[kind] = {"weight": weight, "mean": float(found.mean()), "low": low, "high": high, "p": p_value}
+        report[kind] |= {"difference": float((found - stage_1).mean()), "by question": found.tolist()}
+        shown = "logit" if weight is None else f"{weight:.2f}"
+        print(
+            f"{name:16} {kind:14} {shown:>6} {stage_1.mean():8.4f} {found.mean():8.4f} "
+            f"{report[kind]['difference']:+8.4f} [{low:+.4f}, {high:+.4f}] {p_value:7.4f}"
+        )
     return report
 
 
@@ -174,15 +173,16 @@ def main() -> None:
         "fit": {},
         "test": {},
     }
+    shipped = bench.reranker.fusion_weight
     fitting = dict(bench.scored(item, arguments.fit_questions) for item in arguments.fit)
     print(
         f"{'fitted on':16} {'stage 1':>8} {'fused':>8} {'alone':>8} {'differ.':>8} {'95 %':^18} {'p':>7} {'weight':>7}"
     )
     for name, queries in fitting.items():
-        report["fit"][name] = fit_report(name, fit_fusion(queries))
+        report["fit"][name] = fit_report(name, fit_fusion(queries), queries, shipped)
     everything = [query for queries in fitting.values() for query in queries]
     fit = fit_fusion(everything)
-    report["fit"]["all"] = fit_report("all", fit)
+    report["fit"]["all"] = fit_report("all", fit, everything, shipped)
     split = "+".join(sorted({item.rpartition(":")[2] for item in arguments.fit}))
     on = FittedOn("+".join(fitting), split, len(everything), arguments.candidates, 0)
     # The models are what the file names: any of the sets' pipelines has them.
@@ -192,12 +192,17 @@ def main() -> None:
     tables = {"training questions, out of fold": list(fit.table)}
     if arguments.test:
         testing = dict(bench.scored(item, arguments.test_questions) for item in arguments.test)
-        names = ("stage 1", "fused", "shipped", "alone", "differ.")
-        print(f"{'tested on':16}", *(f"{name:>8}" for name in names), f"{'95 %':^18} {'p':>7}")
+        columns = ("stage 1", "both", "differ.")
+        print(
+            f"{'tested on':16} {'order':14} {'weight':>6}",
+            *(f"{name:>8}" for name in columns),
+            f"{'95 %':^18} {'p':>7}",
+        )
+        weights = {"fitted": fit.weight, "shipped": shipped, "reranker alone": None}
         for name, queries in testing.items():
-            report["test"][name] = test_report(name, queries, fit.weight, bench.reranker.fusion_weight)
+            report["test"][name] = test_report(name, queries, weights)
         pooled = [query for queries in testing.values() for query in queries]
-        report["test"]["all"] = test_report("all", pooled, fit.weight, bench.reranker.fusion_weight)
+        report["test"]["all"] = test_report("all", pooled, weights)
         table = test_reliability(pooled, Fusion(fit.weight, file))
         tables["test questions"] = table
         report["test"]["calibration error"] = calibration_error(table)

@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from peers.cross_models import make
+from peers.cross_models import forms, make
 
 from hybrid_retrieval.corpus.queries import read_qrels, read_queries
 
@@ -161,7 +161,11 @@ def main() -> None:
     from hybrid_retrieval.model_files import EMBEDDED_FOLDER
 
     work = arguments.work / f"{arguments.shape}-{arguments.layers}"
-    models = make(arguments.shape, work, arguments.layers)
+    form_of = forms(arguments.shape)
+    pythons = {system: sys.executable for system in form_of if system not in ("flag-embedding", "openvino")}
+    pythons |= dict(item.split("=", 1) for item in arguments.peer)
+    chosen = [system for system in form_of if system in pythons and system not in arguments.leave_out]
+    make(arguments.shape, work, {form_of[system] for system in chosen}, arguments.layers)
     pairs: dict[str, Questions] = {}
     for item in arguments.set:
         name, _, folder = item.partition("=")
@@ -169,9 +173,7 @@ def main() -> None:
     pairs["windows"] = windows_of(next(iter(pairs.values()))[: max(1, arguments.questions // 2)])
     file = work / "pairs.json"
     file.write_text(json.dumps(pairs, ensure_ascii=False), encoding="utf-8")
-    pythons = {system: sys.executable for system in models if system not in ("flag-embedding", "openvino")}
-    pythons |= dict(item.split("=", 1) for item in arguments.peer)
-    systems = [(s, pythons[s], models[s]) for s in models if s in pythons and s not in arguments.leave_out]
+    systems = [(system, pythons[system], work / form_of[system]) for system in chosen]
     if arguments.embedded:
         own = [system for system in ("hybrid-retrieval", "hybrid-retrieval-onnx") if system not in arguments.leave_out]
         systems += [(f"{system} (embedded)", sys.executable, EMBEDDED_FOLDER) for system in own]

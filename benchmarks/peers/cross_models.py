@@ -28,29 +28,35 @@ SPECIAL = {"bos": "<s>", "cls": "<s>", "eos": "</s>", "sep": "</s>", "pad": "<pa
 VOCABULARY = 250_002
 
 
-def make(shape: str, folder: Path, layers: int = 0) -> dict[str, Path]:
-    """The folders by system, made where they are not there yet. layers: fewer than the shape's, for a trial."""
-    forms = {name: folder / name for name in ("hf", "onnx-float32", "onnx-int8", "embedded")}
-    if not forms["hf"].exists():
-        _write_hf(forms["hf"], *(_small(layers or 12) if shape == "small" else _large(layers or 24)))
-    for dtype in ("float32", "int8"):
-        if not forms[f"onnx-{dtype}"].exists():
-            export_reranker(forms["hf"], forms[f"onnx-{dtype}"], dtype=dtype)
-    # OpenVINO's worker reads the tokenizer that makes pairs itself.
-    if not (forms["onnx-float32"] / "tokenizer.json").exists():
-        shutil.copyfile(forms["hf"] / "tokenizer.json", forms["onnx-float32"] / "tokenizer.json")
-    if shape == "small" and not forms["embedded"].exists():
-        _write_embedded(forms["hf"], forms["embedded"])
-    native = forms["embedded"] if shape == "small" else None
+def forms(shape: str) -> dict[str, str]:
+    """System -> the form of the model that it reads."""
+    small = shape == "small"
     return {
-        **({"hybrid-retrieval": native} if native else {}),
-        "hybrid-retrieval-onnx": native or forms["onnx-int8"],
-        "hybrid-retrieval-torch": forms["hf"],
-        "transformers": forms["hf"],
-        "sentence-transformers": forms["hf"],
-        "flag-embedding": forms["hf"],
-        "openvino": forms["onnx-float32"],
+        **({"hybrid-retrieval": "embedded"} if small else {}),
+        "hybrid-retrieval-onnx": "embedded" if small else "onnx-int8",
+        "hybrid-retrieval-torch": "hf",
+        "transformers": "hf",
+        "sentence-transformers": "hf",
+        "flag-embedding": "hf",
+        "openvino": "onnx-float32",
     }
+
+
+def make(shape: str, folder: Path, wanted: set[str], layers: int = 0) -> None:
+    """The wanted forms in `folder`, where they are not there yet. layers: fewer than the shape's, for a trial."""
+    source = folder / "hf"
+    if not (source / "config.json").exists():
+        shutil.rmtree(source, ignore_errors=True)
+        _write_hf(source, *(_small(layers or 12) if shape == "small" else _large(layers or 24)))
+    for form in sorted(wanted - {"hf"}):
+        if (folder / form).exists():
+            continue
+        if form == "embedded":
+            _write_embedded(source, folder / form)
+        else:
+            export_reranker(source, folder / form, dtype=form.removeprefix("onnx-"))
+            # OpenVINO's worker reads the tokenizer that makes pairs itself.
+            shutil.copyfile(source / "tokenizer.json", folder / form / "tokenizer.json")
 
 
 def _small(layers: int) -> tuple[Arrays, dict[str, Any]]:

@@ -1,6 +1,6 @@
 """The weight of a fusion, whether it pays, and its calibration, learnt from scored questions by cross-validation.
 
-The questions are dealt into folds. Each fold's questions are ordered with the weight that is best on the others, so the
+The questions are dealt into folds. Each fold's questions are ordered with the weight that the others choose, so the
 figures of a fit are of questions that had no part in it. Pure NumPy: no model runs here.
 """
 
@@ -118,9 +118,17 @@ def deal(count: int, folds: int, seed: int) -> NDArray[np.int64]:
 
 
 def best_weight(values: NDArray[np.float64]) -> int:
-    """Position of the weight with the best mean over the rows of [Q, W]; of several, the one in their middle."""
-    means = values.mean(axis=0)
-    best = np.flatnonzero(means >= means.max() - 1e-9)
+    """Position of the weight that gains most over the first (stage 1 alone), over the rows of [Q, W].
+
+    A gain counts less its standard error: a few lucky questions choose no weight, and many make the error small. The
+    first where none gains so; of several equally good ones, the one in their middle.
+    """
+    gains = values - values[:, :1]
+    error = np.sqrt(np.square(gains - gains.mean(axis=0)).sum(axis=0) / max(len(gains) - 1, 1) / len(gains))
+    credible = gains.mean(axis=0) - error
+    if credible.max() <= 1e-9:
+        return 0
+    best = np.flatnonzero(credible >= credible.max() - 1e-9)
     return int(best[(len(best) - 1) // 2])
 
 

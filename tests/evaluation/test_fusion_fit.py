@@ -127,9 +127,19 @@ def test_the_ends_of_the_weights_are_the_stages_alone() -> None:
         assert row[-1] == pytest.approx(ndcg(query.gains[np.argsort(-query.logits, kind="stable")], query.ideal))
 
 
-def test_of_equally_good_weights_the_middle_one_is_taken() -> None:
+def test_of_equally_good_weights_the_middle_one_is_taken_and_stage_1_where_none_gains() -> None:
     assert best_weight(np.array([[0.1, 0.5, 0.5, 0.5, 0.2]])) == 2
     assert best_weight(np.array([[0.9, 0.5, 0.5]])) == 0
+    assert best_weight(np.array([[0.5, 0.5, 0.5]])) == 0
+
+
+def test_one_lucky_question_chooses_no_weight_and_many_do() -> None:
+    lucky = np.zeros((20, 3))
+    lucky[3, 2] = 1.0
+    assert best_weight(lucky) == 0
+    steady = np.zeros((20, 3))
+    steady[:, 1], steady[::4, 2] = 0.1, 0.5
+    assert best_weight(steady) == 1, "a smaller gain that every question shows"
 
 
 @given(st.integers(2, 9), st.integers(0, 40), st.integers(0, 5))
