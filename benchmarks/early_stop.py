@@ -12,6 +12,7 @@ nDCG@10 lies below that of scoring them all (below 0: above it).
 from __future__ import annotations
 
 import argparse
+import functools
 import sys
 import time
 from collections.abc import Sequence
@@ -21,10 +22,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hybrid_retrieval import Pipeline
-from hybrid_retrieval.config import FusionConfig
 from hybrid_retrieval.corpus.dataset import Dataset
 from hybrid_retrieval.evaluation.runner import sampled
-from hybrid_retrieval.pipeline import fuse
+from hybrid_retrieval.fusion import fuse
 from hybrid_retrieval.rerankers.pairs import Pairs
 from hybrid_retrieval.rescoring import EarlyStop, Work, may_enter, rescore
 
@@ -75,7 +75,7 @@ class Stored:
 
 
 def ended(
-    logits: NDArray[np.float32], maxsim: NDArray[np.float32], top: int, bound: float, config: FusionConfig
+    logits: NDArray[np.float32], maxsim: NDArray[np.float32], top: int, bound: float, weight: float | None
 ) -> Work:
     """One query's candidates through the pipeline's own rounds."""
     count = len(logits)
@@ -84,7 +84,7 @@ def ended(
     work = Work(Pairs("", rows, (0,) * count, (b"",) * count, np.arange(count + 1), none, none, str))
 
     def enters(so_far: NDArray[np.float32]) -> bool:
-        return may_enter(so_far, maxsim, top, bound, lambda head, scores: fuse(config, None, head, scores))
+        return may_enter(so_far, maxsim, top, bound, functools.partial(fuse, weight))
 
     rescore(Stored(logits), [(work, [EarlyStop(top, enters)])])
     return work
@@ -97,7 +97,6 @@ def ndcg(gains: NDArray[np.float32], order: NDArray[np.int64], ideal: float) -> 
 
 def simulate(path: Path, top: int, depth: int, bound: float, weight: float | None) -> tuple[float, float, float]:
     """Share of pairs scored, loss of nDCG@10, nDCG@10 of scoring them all. weight: None orders by the logit alone."""
-    config = FusionConfig(method="reranker") if weight is None else FusionConfig(method="weighted", weight=weight)
     stored = np.load(path)
     shares, losses, whole = [], [], []
     for logits, maxsim, gains, ideal in zip(
@@ -105,10 +104,10 @@ def simulate(path: Path, top: int, depth: int, bound: float, weight: float | Non
     ):
         count = min(depth, int(np.isfinite(logits).sum()))
         logits, maxsim, gains = logits[:count], maxsim[:count], gains[:count]
-        scored = ended(logits, maxsim, top, bound, config).scored
-        full = ndcg(gains, fuse(config, None, logits, maxsim)[1], ideal)
+        scored = ended(logits, maxsim, top, bound, weight).scored
+        full = ndcg(gains, fuse(weight, logits, maxsim)[1], ideal)
         shares.append(scored / count)
-        losses.append(full - ndcg(gains, fuse(config, None, logits[:scored], maxsim)[1], ideal))
+        losses.append(full - ndcg(gains, fuse(weight, logits[:scored], maxsim)[1], ideal))
         whole.append(full)
     return float(np.mean(shares)), float(np.mean(losses)), float(np.mean(whole))
 

@@ -156,14 +156,24 @@ class FusionConfig:
     """How the two scores make one order.
 
     method `reranker`: by the raw logit. `weighted`: by w * z(logit) + (1 - w) * z(MaxSim), where z standardises over
-    the candidates of one query. `auto`: what the reranker's own files recommend, else `reranker`.
+    the candidates of one query. `fitted`: as the fusion file `file` says, which `hybrid-retrieval fit-fusion` writes.
+    `auto`: what the reranker's own files recommend, else `reranker`.
     """
 
-    method: Literal["auto", "reranker", "weighted"] = "auto"
+    method: Literal["auto", "reranker", "weighted", "fitted"] = "auto"
     weight: float = 0.5
+    file: str | None = None
 
     def __post_init__(self) -> None:
         _require(0.0 <= self.weight <= 1.0, f"fusion.weight must lie between 0 and 1, got {self.weight}")
+        _require(
+            self.method != "fitted" or bool(self.file),
+            "fusion.method 'fitted' needs fusion.file, which 'hybrid-retrieval fit-fusion' writes",
+        )
+        _require(
+            self.method == "fitted" or self.file is None,
+            f"fusion.file is read with method 'fitted' only, got method '{self.method}'",
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,7 +189,7 @@ class PipelineConfig:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], *, source: str = "configuration") -> PipelineConfig:
         """Build from nested mappings. Raises `ConfigError` that names `source`, the key and what was expected."""
-        built: PipelineConfig = _build(cls, values, source, "")
+        built: PipelineConfig = from_mapping(cls, values, source=source)
         return built
 
     @classmethod
@@ -200,6 +210,14 @@ class PipelineConfig:
         return dataclasses.asdict(self)
 
 
+def from_mapping(cls: Any, values: Any, *, source: str) -> Any:
+    """A dataclass, and those it holds, from nested plain values: no unknown key, none missing, types as declared.
+
+    Raises `ConfigError` that names `source`, the key and what was expected.
+    """
+    return _build(cls, values, source, "")
+
+
 def _build(cls: Any, values: Any, source: str, prefix: str) -> Any:
     where = prefix.rstrip(".") or "the top level"
     if not isinstance(values, Mapping):
@@ -216,6 +234,13 @@ def _build(cls: Any, values: Any, source: str, prefix: str) -> Any:
             arguments[key] = _build(kind, {} if value is None else value, source, f"{prefix}{key}.")
         else:
             arguments[key] = _checked(kind, value, f"{source}: {prefix}{key}")
+    missing = [
+        f"'{prefix}{field.name}'"
+        for field in dataclasses.fields(cls)
+        if field.name not in arguments and field.default is field.default_factory is dataclasses.MISSING
+    ]
+    if missing:
+        raise ConfigError(f"{source}: missing {', '.join(missing)}")
     try:
         return cls(**arguments)
     except ConfigError as error:

@@ -339,11 +339,14 @@ def load_reranker(settings: PipelineConfig) -> Reranker | None:
 
 
 def _with_sources(settings: PipelineConfig, encoder: object, reranker: object) -> PipelineConfig:
-    """The configuration with the names that the models in hand can be loaded by again, from any folder."""
+    """The configuration with names that lead to its models and its fusion file again, from any folder."""
     source = getattr(encoder, "source", None)
     if source is not None:
         settings = dataclasses.replace(settings, encoder=dataclasses.replace(settings.encoder, model=source))
     source = getattr(reranker, "source", None)
     if source is not None:
         settings = dataclasses.replace(settings, reranker=dataclasses.replace(settings.reranker, model=source))
+    if settings.fusion.file is not None:
+        file = str(Path(settings.fusion.file).resolve())
+        settings = dataclasses.replace(settings, fusion=dataclasses.replace(settings.fusion, file=file))
     return settings

@@ -14,14 +14,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hybrid_retrieval.cache import CacheInfo
-from hybrid_retrieval.config import FusionConfig, PipelineConfig
+from hybrid_retrieval.config import PipelineConfig
 from hybrid_retrieval.encoders import Encoder
 from hybrid_retrieval.errors import ModelError, QueryError
+from hybrid_retrieval.fusion import Fusion, fuse
 from hybrid_retrieval.index import Index, load_encoder, load_reranker
 from hybrid_retrieval.ragged import Ragged
 from hybrid_retrieval.rerankers import Reranker
 from hybrid_retrieval.rescoring import Deadline, EarlyStop, Plan, Work, may_enter, rescore
-from hybrid_retrieval.types import Ranking, best_first
+from hybrid_retrieval.types import Ranking
 
 # Queries whose pairs are held and batched together: enough to fill batches, few enough to bound memory.
 QUERIES_TOGETHER = 32
@@ -62,10 +63,17 @@ class Pipeline:
     def __init__(
         self, index: Index, encoder: Encoder, reranker: Reranker | None = None, config: PipelineConfig | None = None
     ) -> None:
-        """Raises `ModelMismatchError` where the index was built with another encoder than `encoder`."""
+        """Raises `ModelMismatchError` where the index was built with another encoder than `encoder`, or the fusion file
+        fitted with other models."""
         index.check_encoder(encoder.identity, encoder.name)
         self.index, self.encoder, self.reranker = index, encoder, reranker
         self.config = config or PipelineConfig()
+        self.fusion = Fusion.of(
+            self.config.fusion,
+            encoder=(encoder.name, encoder.identity),
+            reranker=None if reranker is None else (reranker.name, reranker.identity),
+            recommended_weight=None if reranker is None else reranker.fusion_weight,
+        )
 
     @classmethod
     def from_config(
@@ -134,13 +142,14 @@ class Pipeline:
                 "deadline, or pass rerank=False to stop after stage 1"
             )
         rescored = max(self.config.search.num_candidates, k) if num_candidates is None else num_candidates
-        reranker = self.reranker if rerank else None
+        reranker = self.reranker if rerank and self.fusion.rerank else None
+        advised = rerank and self.reranker is not None
         together = QUERIES_TOGETHER if deadline_ms is None else 1
         rankings: list[Ranking] = []
         for first in range(0, len(queries), together):
             texts = queries[first : first + together]
             if reranker is None:
-                rankings += [self._stage_1_ranking(self._retrieve(text, k)) for text in texts]
+                rankings += [self._stage_1_ranking(text, k, advised=advised) for text in texts]
             else:
                 rankings += self._both_stages(reranker, texts, k, rescored, deadline_ms)
         return rankings
@@ -228,20 +237,21 @@ class Pipeline:
             return []
 
         places = min(k, search.early_stop_top or k)
-        fused = functools.partial(self._fuse, reranker)
+        fused = functools.partial(fuse, self.fusion.weight)
 
         def enters(logits: NDArray[np.float32]) -> bool:
             return may_enter(logits, candidates.scores, places, search.early_stop_bound, fused)
 
         return [EarlyStop(places, enters)]
 
-    def _fuse(
-        self, reranker: Reranker, logits: NDArray[np.float32], retrieval_scores: NDArray[np.float32]
-    ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-        return fuse(self.config.fusion, reranker.fusion_weight, logits, retrieval_scores)
-
-    def _stage_1_ranking(self, candidates: _Candidates) -> Ranking:
-        return self._ranking(candidates, np.arange(len(candidates.rows)), candidates.scores, None)
+    def _stage_1_ranking(self, text: str, k: int, *, advised: bool) -> Ranking:
+        """advised: where the fusion leaves stage 2 out, it is its file's advice, not the caller's wish."""
+        candidates = self._retrieve(text, self.fusion.candidates_of_stage_1(k))
+        scores = candidates.scores
+        chosen = np.arange(min(k, len(scores)))
+        probabilities = self.fusion.probabilities(None, scores, scores)
+        notes = self.fusion.notes(0) if advised else ()
+        return self._ranking(candidates, chosen, scores[chosen], None, probabilities, notes=notes)
 
     def _fused_ranking(
         self, reranker: Reranker, candidates: _Candidates, work: Work, k: int, deadline_ms: float | None
@@ -250,12 +260,15 @@ class Pipeline:
         if not work.scored:
             chosen = np.arange(min(k, len(candidates.rows)))
             notes = _ending(work, deadline_ms)
-            return self._ranking(candidates, chosen, candidates.scores[chosen], None, rescored=0, notes=notes)
-        scores, order = self._fuse(reranker, work.logits, candidates.scores)
+            return self._ranking(candidates, chosen, candidates.scores[chosen], None, None, rescored=0, notes=notes)
+        scores, order = fuse(self.fusion.weight, work.logits, candidates.scores)
+        probabilities = self.fusion.probabilities(work.logits, scores, candidates.scores)
         logits = np.full(len(candidates.rows), np.nan, np.float32)
         logits[: work.scored] = work.logits
         notes = reranker.notes(work.pairs.part(0, work.scored)) + _ending(work, deadline_ms)
-        return self._ranking(candidates, order[:k], scores[order[:k]], logits, rescored=work.scored, notes=notes)
+        notes += self.fusion.notes(work.scored)
+        top = order[:k]
+        return self._ranking(candidates, top, scores[top], logits, probabilities, rescored=work.scored, notes=notes)
 
     def _reranker_tokens(self, reranker: Reranker, rows: NDArray[np.int64]) -> Ragged:
         if self.index.reranker_tokenizer == reranker.tokenizer_identity:
@@ -271,6 +284,7 @@ class Pipeline:
         chosen: NDArray[np.int64],
         scores: NDArray[np.float32],
         logits: NDArray[np.float32] | None,
+        probabilities: NDArray[np.float32] | None,
         *,
         rescored: int | None = None,
         notes: tuple[str, ...] = (),
@@ -283,44 +297,12 @@ class Pipeline:
             retrieval_scores=candidates.scores[chosen],
             retrieval_ranks=chosen + 1,
             reranker_scores=None if logits is None else logits[chosen],
+            probabilities=None if probabilities is None else probabilities[chosen],
             passages=passages,
             rescored=rescored,
             timings_ms=candidates.timings_ms,
             notes=notes,
         )
-
-
-def fuse(
-    config: FusionConfig,
-    recommended_weight: float | None,
-    logits: NDArray[np.float32],
-    retrieval_scores: NDArray[np.float32],
-) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """Final scores of all candidates, and their order.
-
-    logits: float32 [M], raw logits of the first M candidates. retrieval_scores: float32 [N], MaxSim, best first,
-    N >= M. Candidates M to N were not rescored: they follow in stage 1's order, each as far below the lowest rescored
-    score as its MaxSim lies below that of the last rescored candidate. Returns float32 [N] and int64 [N].
-    """
-    weighted = config.method == "weighted" or (config.method == "auto" and recommended_weight is not None)
-    head = logits.astype(np.float32)
-    if weighted:
-        auto = config.method == "auto" and recommended_weight is not None
-        weight = np.float32(recommended_weight if auto else config.weight)
-        head = weight * standardise(head) + (1 - weight) * standardise(retrieval_scores[: len(head)])
-    scores = np.empty(len(retrieval_scores), np.float32)
-    scores[: len(head)] = head
-    if 0 < len(head) < len(scores):
-        scores[len(head) :] = head.min() - (retrieval_scores[len(head) - 1] - retrieval_scores[len(head) :])
-    order = np.concatenate([best_first(head, len(head)), np.arange(len(head), len(scores))])
-    return scores, order
-
-
-def standardise(scores: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Zero mean and unit deviation over one query's candidates; all zeros where they are all equal."""
-    centred = (scores - scores.mean(dtype=np.float64)).astype(np.float32) if len(scores) else scores
-    deviation = float(np.sqrt(np.mean(np.square(centred, dtype=np.float64)))) if len(scores) else 0.0
-    return centred / np.float32(deviation) if deviation > 1e-6 else np.zeros_like(centred)
 
 
 def _ending(work: Work, deadline_ms: float | None) -> tuple[str, ...]:

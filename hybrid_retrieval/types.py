@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -45,6 +46,7 @@ class Hit:
 
     score is what the ranking is ordered by; retrieval_score is MaxSim (the sum over query tokens) and
     retrieval_rank its rank from 1; reranker_score is the raw logit. A stage that did not run gives None.
+    probability: of being relevant, where a fitted fusion calibrates scores, else None.
     """
 
     passage_id: str
@@ -53,6 +55,7 @@ class Hit:
     retrieval_score: float | None = None
     retrieval_rank: int | None = None
     reranker_score: float | None = None
+    probability: float | None = None
     text: str = ""
     title: str = ""
     metadata: Mapping[str, Any] = field(default_factory=dict)
@@ -63,12 +66,13 @@ class Ranking(Sequence[Hit]):
     """Hits, best first, as parallel arrays; ties stand in insertion order (the lower row first).
 
     ids: N passage identifiers. scores: float32 [N]. The optional arrays are float32 [N] (retrieval_ranks: int64 [N]),
-    None where their stage did not run; a NaN among reranker_scores marks a passage that was not rescored. `passages`
-    holds the passages behind the ids, or None where there is no text. rescored: how many candidates stage 2 scored,
-    None where it was not asked to.
-    recall_bound: a sure lower bound, 0 to 1, on the share of these hits that exhaustive search over the same index
-    returns too; None where it was not asked for. timings_ms: milliseconds by stage. notes: what a reader of the scores
-    should know (e.g. pairs cut at the reranker's limit).
+    None where their stage did not run; a NaN among reranker_scores marks a passage that was not rescored.
+    probabilities: of being relevant, where a fitted fusion calibrates scores; NaN for a passage beyond those it
+    compares. `passages` holds the passages behind the ids, or None where there is no text. rescored: how many
+    candidates stage 2 scored, None where it was not asked to. recall_bound: a sure lower bound, 0 to 1, on the share of
+    these hits that exhaustive search over the same index returns too; None where it was not asked for.
+    timings_ms: milliseconds by stage. notes: what a reader of the scores should know (e.g. pairs cut at the
+    reranker's limit).
     """
 
     ids: tuple[str, ...]
@@ -76,6 +80,7 @@ class Ranking(Sequence[Hit]):
     retrieval_scores: NDArray[np.float32] | None = None
     retrieval_ranks: NDArray[np.int64] | None = None
     reranker_scores: NDArray[np.float32] | None = None
+    probabilities: NDArray[np.float32] | None = None
     passages: tuple[Passage, ...] | None = None
     rescored: int | None = None
     recall_bound: float | None = None
@@ -97,6 +102,7 @@ class Ranking(Sequence[Hit]):
         i = index % len(self)
         passage = self.passages[i] if self.passages is not None else None
         reranked = None if self.reranker_scores is None else self.reranker_scores[i]
+        probability = None if self.probabilities is None else self.probabilities[i]
         return Hit(
             passage_id=self.ids[i],
             rank=i + 1,
@@ -104,6 +110,7 @@ class Ranking(Sequence[Hit]):
             retrieval_score=None if self.retrieval_scores is None else float(self.retrieval_scores[i]),
             retrieval_rank=None if self.retrieval_ranks is None else int(self.retrieval_ranks[i]),
             reranker_score=None if reranked is None or np.isnan(reranked) else float(reranked),
+            probability=None if probability is None or np.isnan(probability) else float(probability),
             text=passage.text if passage else "",
             title=passage.title if passage else "",
             metadata=passage.metadata if passage else {},
@@ -112,6 +119,27 @@ class Ranking(Sequence[Hit]):
     def __iter__(self) -> Iterator[Hit]:
         for i in range(len(self)):
             yield self[i]
+
+    def at_least(self, probability: float) -> Ranking:
+        """The hits that are relevant with at least this probability. Raises `QueryError` where none was computed."""
+        if not 0 <= probability <= 1:
+            raise QueryError(f"a probability must lie between 0 and 1, got {probability}")
+        if self.probabilities is None:
+            raise QueryError(
+                "no probabilities: they come with a fitted fusion (fusion.method 'fitted', and the stages that it was "
+                "fitted for)"
+            )
+        kept = np.flatnonzero(self.probabilities >= probability)
+        return dataclasses.replace(
+            self,
+            ids=tuple(self.ids[i] for i in kept),
+            scores=self.scores[kept],
+            retrieval_scores=None if self.retrieval_scores is None else self.retrieval_scores[kept],
+            retrieval_ranks=None if self.retrieval_ranks is None else self.retrieval_ranks[kept],
+            reranker_scores=None if self.reranker_scores is None else self.reranker_scores[kept],
+            probabilities=self.probabilities[kept],
+            passages=None if self.passages is None else tuple(self.passages[i] for i in kept),
+        )
 
 
 def best_first(scores: NDArray[np.floating[Any]], k: int) -> NDArray[np.int64]:

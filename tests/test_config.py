@@ -61,6 +61,8 @@ def test_the_four_named_configurations_are_there() -> None:
         ({"encoder": {"device": "cdua"}}, "did you mean 'cuda'"),
         ({"encoder": {"model": ""}}, "encoder.model must not be empty"),
         ({"fusion": {"weight": 1.5}}, "fusion.weight must lie between 0 and 1"),
+        ({"fusion": {"method": "fitted"}}, "fusion.method 'fitted' needs fusion.file"),
+        ({"fusion": {"file": "x.json"}}, "fusion.file is read with method 'fitted' only, got method 'auto'"),
         ({"reranker": {"max_tokens": 3}}, "reranker.max_tokens must be 0"),
         ({"encoder": ["embedded"]}, "encoder must be a mapping"),
         (["encoder"], "the top level must be a mapping"),

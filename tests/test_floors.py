@@ -24,6 +24,7 @@ FLOORS = {
     "corpus": 1,
     "model_files": 1,
     "checkpoints": 2,
+    "fusion": 2,
     "onnx_files": 2,
     "onnx_export": 3,
     "native_trunk": 3,

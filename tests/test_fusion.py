@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from hybrid_retrieval.config import FusionConfig
-from hybrid_retrieval.pipeline import fuse, standardise
+from hybrid_retrieval.fusion import Fusion, fuse, standardise
 
 
 def f32(*values: float) -> np.ndarray:
@@ -14,35 +14,45 @@ def f32(*values: float) -> np.ndarray:
 
 
 def test_reranker_only_orders_by_the_raw_logit() -> None:
-    scores, order = fuse(FusionConfig(method="reranker"), None, f32(-1, 3, 0), f32(9, 8, 7))
+    scores, order = fuse(None, f32(-1, 3, 0), f32(9, 8, 7))
     assert order.tolist() == [1, 2, 0]
     assert scores.tolist() == [-1, 3, 0]
 
 
 def test_ties_keep_the_order_of_stage_one() -> None:
-    _, order = fuse(FusionConfig(method="reranker"), None, f32(1, 2, 1, 2), f32(9, 8, 7, 6))
+    _, order = fuse(None, f32(1, 2, 1, 2), f32(9, 8, 7, 6))
     assert order.tolist() == [1, 3, 0, 2]
 
 
-def test_auto_follows_the_rerankers_recommendation_and_else_uses_the_logit_alone() -> None:
+def test_a_weight_sums_standardised_scores() -> None:
     logits, maxsim = f32(0, 1, 2), f32(30, 10, 9)
-    alone, _ = fuse(FusionConfig(method="auto"), None, logits, maxsim)
-    assert alone.tolist() == logits.tolist()
-    summed, _ = fuse(FusionConfig(method="auto"), 0.25, logits, maxsim)
-    expected = 0.25 * standardise(logits) + 0.75 * standardise(maxsim)
-    np.testing.assert_allclose(summed, expected, rtol=1e-6)
+    summed, _ = fuse(0.25, logits, maxsim)
+    np.testing.assert_allclose(summed, 0.25 * standardise(logits) + 0.75 * standardise(maxsim), rtol=1e-6)
+    np.testing.assert_allclose(fuse(1.0, logits, maxsim)[0], standardise(logits), rtol=1e-6)
 
 
-def test_weighted_uses_the_configured_weight_over_any_recommendation() -> None:
-    logits, maxsim = f32(0, 1, 2), f32(30, 10, 9)
-    scores, _ = fuse(FusionConfig(method="weighted", weight=1.0), 0.25, logits, maxsim)
-    np.testing.assert_allclose(scores, standardise(logits), rtol=1e-6)
+@pytest.mark.parametrize(
+    ("config", "recommended", "weight"),
+    [
+        (FusionConfig(method="auto"), None, None),
+        (FusionConfig(method="auto"), 0.25, 0.25),
+        (FusionConfig(method="reranker"), 0.25, None),
+        (FusionConfig(method="weighted", weight=0.0), 0.25, 0.0),
+    ],
+)
+def test_the_configuration_decides_the_weight(
+    config: FusionConfig, recommended: float | None, weight: float | None
+) -> None:
+    fusion = Fusion.of(config, encoder=("e", "1"), reranker=("r", "2"), recommended_weight=recommended)
+    assert fusion == Fusion(weight)
+    assert fusion.rerank and fusion.notes(3) == ()
+    assert fusion.probabilities(f32(1, 2), f32(1, 2), f32(2, 1)) is None
 
 
-@pytest.mark.parametrize("method", ["reranker", "weighted"])
-def test_a_tail_that_was_not_rescored_follows_in_stage_ones_order(method: str) -> None:
+@pytest.mark.parametrize("weight", [None, 0.5])
+def test_a_tail_that_was_not_rescored_follows_in_stage_ones_order(weight: float | None) -> None:
     maxsim = f32(30, 29, 28, 20, 20, 11)
-    scores, order = fuse(FusionConfig(method=method, weight=0.5), None, f32(-5, 7, -9), maxsim)
+    scores, order = fuse(weight, f32(-5, 7, -9), maxsim)
     assert order[3:].tolist() == [3, 4, 5]
     assert np.all(np.diff(scores[order]) <= 0)
     assert scores[order[2]] > scores[3] == scores[4] > scores[5]
@@ -60,11 +70,11 @@ def test_standardise_of_equal_scores_is_zero_not_nan(values: tuple[float, ...]) 
 
 
 def test_a_single_candidate_is_ranked() -> None:
-    scores, order = fuse(FusionConfig(method="weighted"), None, f32(-3), f32(12))
+    scores, order = fuse(0.5, f32(-3), f32(12))
     assert order.tolist() == [0]
     assert np.isfinite(scores).all()
 
 
 def test_no_candidates_give_an_empty_order() -> None:
-    scores, order = fuse(FusionConfig(method="weighted"), None, f32(), f32())
+    scores, order = fuse(0.5, f32(), f32())
     assert len(scores) == len(order) == 0

@@ -18,6 +18,7 @@ import click
 from hybrid_retrieval import __version__
 from hybrid_retrieval.cli.build import build, info, verify
 from hybrid_retrieval.cli.evaluate import evaluate
+from hybrid_retrieval.cli.fusion import fit_fusion
 from hybrid_retrieval.cli.interchange import export_colbert, import_colbert
 from hybrid_retrieval.cli.models import demo, doctor, export_onnx
 from hybrid_retrieval.cli.query import query, rerank
@@ -35,6 +36,7 @@ for command in (
     query,
     rerank,
     evaluate,
+    fit_fusion,
     info,
     verify,
     import_colbert,

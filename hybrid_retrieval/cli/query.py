@@ -24,12 +24,19 @@ from hybrid_retrieval.rerankers import Reranker
 from hybrid_retrieval.types import Hit, Query, Ranking
 
 
+def open_config(index: Index, config: str | None) -> PipelineConfig:
+    """The configuration in a file, or else the one that an index was built with."""
+    return (
+        PipelineConfig.load(config)
+        if config
+        else PipelineConfig.from_dict(index.config, source=f"{index.path} (its own)")
+    )
+
+
 def open_pipeline(index: str, config: str | None, *, exact: bool = False, rerank: bool = True) -> Pipeline:
     """The pipeline of a command: the index's own configuration, or that of `config`."""
     opened = Index.open(index)
-    settings = (
-        PipelineConfig.load(config) if config else PipelineConfig.from_dict(opened.config, source=f"{index} (its own)")
-    )
+    settings = open_config(opened, config)
     if exact:
         settings = dataclasses.replace(settings, search=dataclasses.replace(settings.search, exact=True))
     if not rerank:
@@ -46,6 +53,9 @@ def open_pipeline(index: str, config: str | None, *, exact: bool = False, rerank
 @click.option("--no-rerank", is_flag=True, help="Stop after stage 1.")
 @click.option("--exact", is_flag=True, help="Score every passage by MaxSim instead of pruning.")
 @click.option("--deadline-ms", type=float, help="Return the best ranking so far after so many milliseconds.")
+@click.option(
+    "--min-probability", type=float, help="Only hits at least so probably relevant; needs fusion.method 'fitted'."
+)
 @click.option("--format", "form", type=click.Choice(["table", "jsonl", "trec"]), default="table", show_default=True)
 @click.option("--config", type=click.Path(), help="Pipeline configuration. Default: the one INDEX was built with.")
 @click.option("--json", "as_json", is_flag=True, help="The same as --format jsonl.")
@@ -58,6 +68,7 @@ def query(
     no_rerank: bool,
     exact: bool,
     deadline_ms: float | None,
+    min_probability: float | None,
     form: str,
     config: str | None,
     as_json: bool,
@@ -78,6 +89,8 @@ def query(
             start = time.perf_counter()
             ranking = pipeline.query(one.text, k, num_candidates=num_candidates, deadline_ms=deadline_ms)
             seconds = time.perf_counter() - start
+            if min_probability is not None:
+                ranking = ranking.at_least(min_probability)
         except QueryError as error:
             raise QueryError(f"query '{one.query_id}': {error}") if queries else error from None
         if as_json or form == "jsonl":
@@ -117,7 +130,7 @@ def ranking_dict(ranking: Ranking) -> dict[str, Any]:
 
 
 def hit_dict(hit: Hit) -> dict[str, Any]:
-    """A hit as `--json` prints it."""
+    """A hit as `--json` prints it; `probability` where a fitted fusion is in use."""
     values = {
         "passage_id": hit.passage_id,
         "rank": hit.rank,
@@ -127,6 +140,8 @@ def hit_dict(hit: Hit) -> dict[str, Any]:
         "reranker_score": hit.reranker_score,
         "text": hit.text,
     }
+    if hit.probability is not None:
+        values["probability"] = hit.probability
     if hit.title:
         values["title"] = hit.title
     if hit.metadata:
@@ -138,12 +153,13 @@ def show_ranking(asked: Query, ranking: Ranking, seconds: float) -> None:
     """One ranking as a table, with both stages' ranks and scores."""
     console = table_console()
     table = Table(title=Text(asked.text), title_justify="left", box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for name in ("rank", "score", "MaxSim", "MaxSim rank", "reranker"):
+    calibrated = ranking.probabilities is not None
+    for name in ("rank", "score", "MaxSim", "MaxSim rank", "reranker", *(["probability"] if calibrated else [])):
         table.add_column(name, justify="right", no_wrap=True)
     longest_id = max((len(passage_id) for passage_id in ranking.ids), default=0)
     table.add_column("passage", no_wrap=True, max_width=40)
     # The text takes what the others leave of the line: given a share instead, it would shrink them.
-    used = 56 + min(40, max(len("passage"), longest_id))
+    used = 56 + 13 * calibrated + min(40, max(len("passage"), longest_id))
     table.add_column("text", overflow="ellipsis", no_wrap=True, max_width=max(20, console.width - used))
     for hit in ranking:
         table.add_row(
@@ -152,6 +168,7 @@ def show_ranking(asked: Query, ranking: Ranking, seconds: float) -> None:
             "" if hit.retrieval_score is None else f"{hit.retrieval_score:.3f}",
             "" if hit.retrieval_rank is None else str(hit.retrieval_rank),
             "" if hit.reranker_score is None else f"{hit.reranker_score:.3f}",
+            *(["" if hit.probability is None else f"{hit.probability:.3f}"] if calibrated else []),
             Text(hit.passage_id),
             Text(" ".join(f"{hit.title} {hit.text}".split())),
         )

@@ -38,6 +38,11 @@ def limits(own: int, own_query: int, wanted: int, longest: int, source: Path) ->
     return {"max_tokens": wanted, "max_query_tokens": wanted * 3 // 4, "longest_tokens": longest}
 
 
+def _of_the_scores(description: dict[str, Any]) -> dict[str, Any]:
+    """What of a description decides the logits; a recommended fusion does not."""
+    return {key: value for key, value in description.items() if key != "fusion"}
+
+
 def _onnx_parts(
     folder: Path, *, backend: str, device: str, dtype: str, threads: int, max_tokens: int
 ) -> dict[str, Any]:
@@ -63,7 +68,7 @@ def _onnx_parts(
     weight = (description.get("fusion") or {}).get("weight")
     return {
         "name": description["name"],
-        "identity": description.get("identity") or fingerprint([*weights, tokenizer], description),
+        "identity": description.get("identity") or fingerprint([*weights, tokenizer], _of_the_scores(description)),
         "tokenizer_identity": tokenizer_identity,
         "convention": convention,
         "tokenizer": load_tokenizer(tokenizer),
