@@ -318,6 +318,7 @@ def changed(row: int, value: float) -> np.ndarray:
         ({"ids": ["a", "", "c", "d"]}, CorpusError, "empty"),
         ({"ids": [1, 2, 3, 4]}, CorpusError, "must be a string"),
         ({"ids": "abcd"}, CorpusError, "sequence of strings"),
+        ({"ids": None}, CorpusError, "sequence of strings"),
         ({"ids": []}, CorpusError, "no ids"),
         ({"nbits": 3}, ConfigError, "nbits"),
     ],

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -98,7 +98,7 @@ def _pooled(rows: Ragged, factor: int, path: Path) -> Ragged:
 
 def check_ids(ids: Sequence[str]) -> list[bytes]:
     """UTF-8 of unique ids. Raises `CorpusError`."""
-    if isinstance(ids, (str, bytes)):
+    if isinstance(ids, (str, bytes)) or not isinstance(ids, Iterable):
         raise CorpusError(f"ids must be a sequence of strings, got one {type(ids).__name__}")
     first: dict[str, int] = {}
     encoded = []

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -162,6 +162,8 @@ class Reranker:
             raise QueryError(f"k must be a whole number of at least 1, got {k!r}")
         if isinstance(passages, str):
             raise InputError("rank takes a sequence of passages; got one string")
+        if not isinstance(passages, Iterable):
+            raise InputError(f"rank takes a sequence of passages; got {type(passages).__name__}")
         given = [_as_passage(passage, position) for position, passage in enumerate(passages)]
         start = time.perf_counter()
         tokens = self.tokenize([passage.content() for passage in given])
