@@ -44,8 +44,8 @@ def ward_labels(vectors: Float32, clusters: int) -> NDArray[np.int64]:
     """int64 [n]: the cluster of each vector by Ward's criterion, numbered by their first members.
 
     Starts from single vectors and merges, again and again, the two clusters whose union adds least to the sum of
-    squared distances from the cluster means; the earlier pair among equals. Lance and Williams's recurrence keeps the
-    costs.
+    squared distances from the cluster means; the earlier pair among equals. Lance and Williams's recurrence keeps
+    the costs.
     """
     n = len(vectors)
     labels = np.arange(n)

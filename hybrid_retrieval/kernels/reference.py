@@ -81,8 +81,15 @@ def pack_buckets(buckets: NDArray[np.uint8], nbits: int) -> NDArray[np.uint8]:
     """Bucket numbers [T, D] (each < 2^nbits) to bytes [T, D * nbits / 8], in colbert-ai's bit order."""
     if nbits not in NBITS or buckets.ndim != 2 or buckets.shape[1] * nbits % 8:
         raise ArrayError(f"cannot pack buckets of shape {buckets.shape} with nbits={nbits} into whole bytes")
-    bits = (buckets[:, :, None] >> np.arange(nbits, dtype=np.uint8)) & np.uint8(1)
-    return np.packbits(bits.reshape(len(buckets), buckets.shape[1] * nbits), axis=1)
+    numbers = np.arange(2**nbits, dtype=np.uint8)
+    bits = (numbers[:, None] >> np.arange(nbits, dtype=np.uint8)) & np.uint8(1)
+    # A number's bits the other way round, at the high end of a byte
+    high = np.packbits(bits, axis=1)[:, 0]
+    parts = high[buckets].reshape(len(buckets), -1, 8 // nbits)
+    packed = parts[:, :, 0].copy()
+    for i in range(1, 8 // nbits):
+        packed |= parts[:, :, i] >> np.uint8(nbits * i)
+    return packed
 
 
 def bucket_table(nbits: int) -> NDArray[np.uint8]:

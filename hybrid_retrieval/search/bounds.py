@@ -7,8 +7,8 @@ token q and c. Angles obey the triangle inequality, so q and v are at least phi 
 
 With theta_c, the widest angle of all tokens of centroid c, in place of theta the right side can only grow (cos falls on
 [0, pi]). It depends on c alone; so its maximum over a window's centroids is at least the maximum of q.v over the
-window's tokens, the sum over query tokens at least the window's MaxSim, and the best window's sum at least the passage's
-score. A zero centroid has no angle: there the bound is |q|.
+window's tokens, the sum over query tokens at least the window's MaxSim, and the best window's sum at least the
+passage's score. A zero centroid has no angle: there the bound is |q|.
 
 Residuals of trained encoders stand far from their centroids, and sure bounds are as wide as that: on such vectors few
 pruned searches can be vouched for, however good they are.
