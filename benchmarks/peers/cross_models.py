@@ -172,7 +172,7 @@ def _write_hf(folder: Path, state: Arrays, config: dict[str, Any]) -> None:
     }
     names = {f"{name}_token": token for name, token in SPECIAL.items()}
     settings = {
-        "tokenizer_class": "PreTrainedTokenizerFast",
+        "tokenizer_class": "XLMRobertaTokenizer",  # FlagEmbedding asks the class, not the file, for separators
         "model_max_length": 512,
         "model_input_names": ["input_ids", "attention_mask"],
         **names,
