@@ -142,7 +142,7 @@ def _buckets(values: NDArray[np.float32], cutoffs: NDArray[np.float32]) -> NDArr
         found: NDArray[np.uint8] = np.searchsorted(cutoffs, values, side="left").astype(np.uint8)
         return found
     # A few plain comparisons take a fraction of the time of a search for each value.
-    buckets = (values > cutoffs[0]).view(np.uint8)
+    buckets: NDArray[np.uint8] = (values > cutoffs[0]).view(np.uint8)
     for cutoff in cutoffs[1:]:
         buckets += (values > cutoff).view(np.uint8)
     return buckets
