@@ -139,7 +139,8 @@ def _buckets(values: NDArray[np.float32], cutoffs: NDArray[np.float32]) -> NDArr
     """uint8, shaped as values: how many cut-offs each lies above. One equal to a cut-off belongs below it, as with
     torch.bucketize, which colbert-ai uses."""
     if len(cutoffs) > 15:
-        return np.searchsorted(cutoffs, values, side="left").astype(np.uint8)
+        found: NDArray[np.uint8] = np.searchsorted(cutoffs, values, side="left").astype(np.uint8)
+        return found
     # A few plain comparisons take a fraction of the time of a search for each value.
     buckets: NDArray[np.uint8] = (values > cutoffs[0]).view(np.uint8)
     for cutoff in cutoffs[1:]:
