@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from hybrid_retrieval.errors import ModelError, OptionalDependencyError
+from hybrid_retrieval.errors import ModelError, ModelSettingsError, OptionalDependencyError
 from hybrid_retrieval.model_files import load_tokenizer
 from hybrid_retrieval.optional import require
 
@@ -31,12 +31,14 @@ def placement(torch: Any, device: str, dtype: str) -> tuple[Any, Any]:
     """The torch device and dtype behind two names; `auto` is CUDA where there is one, float16 there, else float32."""
     cuda = torch.cuda.is_available()
     if device == "cuda" and not cuda:
-        raise ModelError("device 'cuda' was asked for, but torch sees no CUDA device: use device 'cpu' or 'auto'")
+        raise ModelSettingsError(
+            "device 'cuda' was asked for, but torch sees no CUDA device: use device 'cpu' or 'auto'"
+        )
     chosen = "cuda" if device in ("auto", "cuda") and cuda else "cpu"
     if dtype == "auto":
         dtype = "float16" if chosen == "cuda" else "float32"
     if dtype not in DTYPES:
-        raise ModelError(
+        raise ModelSettingsError(
             f"the torch backend runs in {', '.join(DTYPES)}, not in {dtype}: for int8 run "
             f"'hybrid-retrieval export-onnx' with --dtype int8 and name its folder"
         )

@@ -23,6 +23,25 @@ Device = Literal["auto", "cpu", "cuda"]
 Backend = Literal["auto", "native", "onnx", "torch"]
 DType = Literal["auto", "float32", "float16", "bfloat16", "int8"]
 
+MOST_THREADS = 1024
+"""More is a slip of the pen, and would exhaust the system's threads."""
+
+
+class _StrictLoader(yaml.SafeLoader):
+    """Refuses a key that is given twice: YAML's loader would let the later one win without a word."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                continue  # refused later: no key of a configuration is a list or a mapping
+            if key.value in seen:
+                raise yaml.constructor.ConstructorError(
+                    problem=f"the key '{key.value}' is given twice", problem_mark=key.start_mark
+                )
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
 
 def _require(condition: bool, message: str) -> None:
     if not condition:
@@ -47,9 +66,10 @@ class EncoderConfig:
     cached_queries: int = 1024
 
     def __post_init__(self) -> None:
+        _check_types(self, "encoder")
         _require(self.cached_queries >= 0, f"encoder.cached_queries must be 0 (off) or more, got {self.cached_queries}")
         _require(bool(self.model), "encoder.model must not be empty")
-        _require(self.threads >= 0, f"encoder.threads must be 0 (every core) or more, got {self.threads}")
+        _check_threads("encoder", self.threads)
         _require(self.batch_tokens >= 1, f"encoder.batch_tokens must be at least 1, got {self.batch_tokens}")
 
 
@@ -71,7 +91,8 @@ class IndexConfig:
     chunk_passages: int = 1024
 
     def __post_init__(self) -> None:
-        _require(self.nbits in (1, 2, 4, 8), f"index.nbits must be 1, 2, 4 or 8, got {self.nbits}")
+        _check_types(self, "index")
+        _require(self.nbits in (1, 2, 4, 8), f"index.nbits must be 1, 2, 4 or 8, got {self.nbits!r}")
         _require(self.centroids >= 0, f"index.centroids must be 0 (automatic) or more, got {self.centroids}")
         _require(self.pool_factor >= 1, f"index.pool_factor must be 1 (none) or more, got {self.pool_factor}")
         _require(self.seed >= 0, f"index.seed must be 0 or more, got {self.seed}")
@@ -99,6 +120,7 @@ class SearchConfig:
     early_stop_bound: float = 1.0
 
     def __post_init__(self) -> None:
+        _check_types(self, "search")
         _require(self.num_candidates >= 1, f"search.num_candidates must be at least 1, got {self.num_candidates}")
         _require(self.early_stop_top >= 0, f"search.early_stop_top must be 0 (k) or more, got {self.early_stop_top}")
         _require(
@@ -106,7 +128,7 @@ class SearchConfig:
             f"search.early_stop_bound must be a finite number, got {self.early_stop_bound}",
         )
         _require(self.nprobe >= 0, f"search.nprobe must be 0 (automatic) or more, got {self.nprobe}")
-        _require(self.threads >= 0, f"search.threads must be 0 (every core) or more, got {self.threads}")
+        _check_threads("search", self.threads)
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,6 +158,7 @@ class RerankerConfig:
     cached_pairs: int = 32768
 
     def __post_init__(self) -> None:
+        _check_types(self, "reranker")
         for name in ("window_overlap", "max_passage_tokens", "cached_pairs"):
             _require(getattr(self, name) >= 0, f"reranker.{name} must be 0 or more, got {getattr(self, name)}")
         _require(
@@ -143,7 +166,7 @@ class RerankerConfig:
             "reranker.max_passage_tokens limits windows: with long_passages 'cut', set max_tokens instead",
         )
         _require(bool(self.model), "reranker.model must not be empty (write 'none' to stop after stage 1)")
-        _require(self.threads >= 0, f"reranker.threads must be 0 (every core) or more, got {self.threads}")
+        _check_threads("reranker", self.threads)
         _require(
             self.max_tokens == 0 or self.max_tokens >= 16,
             f"reranker.max_tokens must be 0 (the model's own) or at least 16, got {self.max_tokens}",
@@ -165,6 +188,7 @@ class FusionConfig:
     file: str | None = None
 
     def __post_init__(self) -> None:
+        _check_types(self, "fusion")
         _require(0.0 <= self.weight <= 1.0, f"fusion.weight must lie between 0 and 1, got {self.weight}")
         _require(
             self.method != "fitted" or bool(self.file),
@@ -197,7 +221,7 @@ class PipelineConfig:
         """Read a YAML file."""
         path = Path(path)
         try:
-            values = yaml.safe_load(path.read_text(encoding="utf-8"))
+            values = yaml.load(path.read_text(encoding="utf-8"), _StrictLoader)
         except (FileNotFoundError, IsADirectoryError):
             raise ConfigError(f"{path}: no such configuration file") from None
         except (yaml.YAMLError, UnicodeDecodeError, OSError, RecursionError) as error:
@@ -245,6 +269,18 @@ def _build(cls: Any, values: Any, source: str, prefix: str) -> Any:
         return cls(**arguments)
     except ConfigError as error:
         raise ConfigError(f"{source}: {error}") from None
+
+
+def _check_threads(section: str, threads: int) -> None:
+    _require(
+        0 <= threads <= MOST_THREADS, f"{section}.threads must be 0 (every core) to {MOST_THREADS:,}, got {threads:,}"
+    )
+
+
+def _check_types(section: Any, name: str) -> None:
+    """Raise `ConfigError` unless every value of a section is of its declared type, whoever made the section."""
+    for key, kind in typing.get_type_hints(type(section)).items():
+        _checked(kind, getattr(section, key), f"{name}.{key}")
 
 
 def _checked(kind: Any, value: Any, where: str) -> Any:

@@ -14,7 +14,8 @@ HybridRetrievalError
 │   ├── IndexLockedError              another process is writing
 │   └── ModelMismatchError            the index was built with another encoder (exit 2)
 ├── ModelError                        a model could not be loaded or gave impossible output
-│   └── ModelNotFoundError            no such model here, and how to get it (exit 2)
+│   ├── ModelNotFoundError            no such model here, and how to get it (exit 2)
+│   └── ModelSettingsError            a device, backend, dtype or length that the model cannot run with (exit 2)
 └── OptionalDependencyError           an extra is not installed (also ImportError; exit 2)
 """
 
@@ -91,6 +92,12 @@ class ModelError(HybridRetrievalError):
 
 class ModelNotFoundError(ModelError):
     """No model of this name is here."""
+
+    exit_code = 2
+
+
+class ModelSettingsError(ModelError):
+    """The model is here, but not for the device, backend, dtype or length that was asked for."""
 
     exit_code = 2
 

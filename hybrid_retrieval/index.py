@@ -186,7 +186,7 @@ class Index:
     @staticmethod
     def verify_path(path: str | Path) -> list[str]:
         """`verify` for an index that may be too damaged to open. Raises `IndexNotFoundError` where there is
-        none."""
+        none, `IndexVersionError` for one of another format."""
         return verify(path)
 
     def check_encoder(self, identity: str, name: str) -> None:

@@ -20,7 +20,7 @@ EMBEDDED_FOLDER = Path(__file__).parent / "models" / "embedded"
 
 # What either stage may read of a checkpoint. Pickled weights are read as tensors only, and only without safetensors.
 HUB_PATTERNS = ["*.json", "*.safetensors", "*.bin", "*.txt", "*.model", "*.metadata", "*.onnx", "*.gz"]
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+_HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")  # unlike ./folder
 
 
 def resolve(model: str, revision: str | None = None) -> Path:

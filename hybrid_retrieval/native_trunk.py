@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hybrid_retrieval.errors import ModelError
+from hybrid_retrieval.errors import ModelError, ModelSettingsError
 from hybrid_retrieval.kernels import dispatch
 from hybrid_retrieval.model_files import Kind
 from hybrid_retrieval.onnx_files import available_cores
@@ -78,15 +78,17 @@ def native_trunk(
     """
     if backend == "onnx" or device == "cuda" or (backend == "auto" and "trunk" not in description):
         if backend == "native":
-            raise ModelError("backend 'native' runs on the CPU only: use device 'cpu' or backend 'onnx'")
+            raise ModelSettingsError("backend 'native' runs on the CPU only: use device 'cpu' or backend 'onnx'")
         return None
     source = str(folder / f"{kind}.json")
     if "trunk" not in description:
-        raise ModelError(f"{source} has no trunk section, so the native kernels cannot run it: use backend 'onnx'")
+        raise ModelSettingsError(
+            f"{source} has no trunk section, so the native kernels cannot run it: use backend 'onnx'"
+        )
     variant = dispatch.variant()
     if variant == dispatch.NUMPY:
         if backend == "native":
-            raise ModelError(
+            raise ModelSettingsError(
                 "backend 'native' needs the compiled kernels, which are not in use here: install with a C++ compiler "
                 f"at hand and leave {dispatch.VARIABLE} unset, or use backend 'onnx'"
             )

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hybrid_retrieval.errors import ModelError
+from hybrid_retrieval.errors import ModelError, ModelSettingsError
 from hybrid_retrieval.model_files import Kind, read_json
 
 FORMAT = 1
@@ -55,12 +55,12 @@ def is_onnx_folder(folder: Path, kind: Kind, backend: str) -> bool:
     """Whether a folder is an ONNX export, hence for onnxruntime. Raises `ModelError` where `backend` cannot read it."""
     is_onnx = (folder / f"{kind}.json").exists()
     if backend in ("onnx", "native") and not is_onnx:
-        raise ModelError(
+        raise ModelSettingsError(
             f"{folder} has no {kind}.json, so the {backend} backend cannot read it: run "
             f"'hybrid-retrieval export-onnx {folder} FOLDER' once and name FOLDER, or use backend 'torch'"
         )
     if backend == "torch" and is_onnx:
-        raise ModelError(f"{folder} is an ONNX export, which backend 'torch' cannot read: use backend 'onnx'")
+        raise ModelSettingsError(f"{folder} is an ONNX export, which backend 'torch' cannot read: use backend 'onnx'")
     return is_onnx
 
 
@@ -80,7 +80,7 @@ class OnnxGraph:
         providers = ["CPUExecutionProvider"]
         if device == "cuda":
             if "CUDAExecutionProvider" not in available:
-                raise ModelError(
+                raise ModelSettingsError(
                     f"device 'cuda' was asked for, but this onnxruntime runs on {', '.join(available)}: "
                     f"install onnxruntime-gpu, or use device 'cpu'"
                 )

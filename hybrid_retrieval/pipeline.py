@@ -22,7 +22,7 @@ from hybrid_retrieval.index import Index, load_encoder, load_reranker
 from hybrid_retrieval.ragged import Ragged
 from hybrid_retrieval.rerankers import Reranker
 from hybrid_retrieval.rescoring import Deadline, EarlyStop, Plan, Work, may_enter, rescore
-from hybrid_retrieval.types import Ranking
+from hybrid_retrieval.types import Ranking, check_count, is_number
 
 # Queries whose pairs are held and batched together: enough to fill batches, few enough to bound memory.
 QUERIES_TOGETHER = 32
@@ -132,15 +132,7 @@ class Pipeline:
         """
         if isinstance(queries, str):
             raise QueryError("query_batch takes a sequence of queries; got one string (use query for a single one)")
-        if isinstance(k, bool) or not isinstance(k, (int, np.integer)) or k < 1:
-            raise QueryError(f"k must be a whole number of at least 1, got {k!r}")
-        if num_candidates is not None and num_candidates < 1:
-            raise QueryError(f"num_candidates must be at least 1, got {num_candidates}")
-        if deadline_ms is not None and not (_is_number(deadline_ms) and deadline_ms > 0):
-            raise QueryError(
-                f"deadline_ms must be a number of milliseconds above 0, got {deadline_ms!r}: leave it out for no "
-                "deadline, or pass rerank=False to stop after stage 1"
-            )
+        check_request(k, num_candidates, deadline_ms)
         rescored = max(self.config.search.num_candidates, k) if num_candidates is None else num_candidates
         reranker = self.reranker if rerank and self.fusion.rerank else None
         advised = rerank and self.reranker is not None
@@ -305,6 +297,18 @@ class Pipeline:
         )
 
 
+def check_request(k: int, num_candidates: int | None, deadline_ms: float | None) -> None:
+    """Raise `QueryError` for numbers that no query can be answered with; needs neither index nor models."""
+    check_count("k", k, 1)
+    if num_candidates is not None:
+        check_count("num_candidates", num_candidates, 1)
+    if deadline_ms is not None and not (is_number(deadline_ms) and deadline_ms > 0):
+        raise QueryError(
+            f"deadline_ms must be a number of milliseconds above 0, got {deadline_ms!r}: leave it out for no "
+            "deadline, or pass rerank=False to stop after stage 1"
+        )
+
+
 def _ending(work: Work, deadline_ms: float | None) -> tuple[str, ...]:
     """Why stage 2 left candidates out, if it did."""
     if work.ended_by is None or not work.remaining:
@@ -315,10 +319,6 @@ def _ending(work: Work, deadline_ms: float | None) -> tuple[str, ...]:
     if not work.scored:
         return (f"the deadline of {deadline_ms:g} ms left no time for stage 2: this is stage 1's order",)
     return (f"the deadline of {deadline_ms:g} ms left time to rescore {work.scored} of {total} candidates",)
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
 
 
 @contextmanager

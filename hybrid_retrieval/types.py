@@ -122,8 +122,7 @@ class Ranking(Sequence[Hit]):
 
     def at_least(self, probability: float) -> Ranking:
         """The hits that are relevant with at least this probability. Raises `QueryError` where none was computed."""
-        if not 0 <= probability <= 1:
-            raise QueryError(f"a probability must lie between 0 and 1, got {probability}")
+        check_probability(probability)
         if self.probabilities is None:
             raise QueryError(
                 "no probabilities: they come with a fitted fusion (fusion.method 'fitted', and the stages that it was "
@@ -166,6 +165,25 @@ def is_unicode(text: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
+
+
+def is_number(value: object) -> bool:
+    """Whether a value is a real number, Python's or NumPy's; a truth value is none."""
+    return isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
+
+
+def check_count(name: str, value: object, least: int, most: int | None = None) -> None:
+    """Raise `QueryError` unless value is a whole number of at least `least` (and at most `most`)."""
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
+        raise QueryError(f"{name} must be a whole number of at least {least}, got {value!r}")
+    if most is not None and value > most:
+        raise QueryError(f"{name} must be at most {most:,}, got {value:,}")
+
+
+def check_probability(value: object) -> None:
+    """Raise `QueryError` unless value is a number between 0 and 1."""
+    if not is_number(value) or not 0 <= value <= 1:  # type: ignore[operator]
+        raise QueryError(f"a probability must be a number between 0 and 1, got {value!r}")
 
 
 def check_query(text: str) -> None:

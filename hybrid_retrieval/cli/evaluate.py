@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING
 import click
 from rich.table import Table
 
-from hybrid_retrieval.cli.output import echo_json, progress_bar, table_console
+from hybrid_retrieval.cli.output import check_output, echo_json, progress_bar, table_console
 from hybrid_retrieval.cli.query import open_pipeline
 from hybrid_retrieval.corpus.dataset import Dataset
 from hybrid_retrieval.corpus.runs import write_run
+from hybrid_retrieval.types import check_count
 
 if TYPE_CHECKING:
     from hybrid_retrieval.evaluation.runner import Evaluation
@@ -46,15 +47,17 @@ def evaluate(
 ) -> None:
     """Run the queries of DATASET (a BEIR folder) against INDEX and measure the rankings."""
     from hybrid_retrieval.evaluation.measures import parse_measures
-    from hybrid_retrieval.evaluation.runner import run_dataset
+    from hybrid_retrieval.evaluation.runner import check_collection, run_dataset
 
     if no_rerank and num_candidates is not None:
         raise click.UsageError("--num-candidates is for the reranker: it says nothing with --no-rerank")
-    if run_file and not Path(run_file).absolute().parent.is_dir():
-        raise click.UsageError(f"--run {run_file}: its folder does not exist")
+    check_output("--run", run_file)
+    if num_candidates is not None:
+        check_count("num_candidates", num_candidates, 1)
     wanted = parse_measures(measures)
     collection = Dataset.open(dataset, split=split)
     pipeline = open_pipeline(index, config, exact=exact, rerank=not no_rerank)
+    check_collection(pipeline.index, collection)
     with progress_bar(quiet=as_json) as progress:
         result = run_dataset(
             pipeline, collection, wanted, sample=sample, num_candidates=num_candidates, progress=progress

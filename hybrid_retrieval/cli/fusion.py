@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 from rich.table import Table
 
-from hybrid_retrieval.cli.output import echo_json, progress_bar, table_console
+from hybrid_retrieval.cli.output import check_output, echo_json, progress_bar, table_console
 from hybrid_retrieval.cli.query import open_config
 from hybrid_retrieval.corpus.dataset import Dataset
 from hybrid_retrieval.index import Index
@@ -53,12 +52,13 @@ def fit_fusion(
     The answer may be that re-ranking does not pay: a pipeline with this file then stops after stage 1.
     """
     from hybrid_retrieval.evaluation.fusion_runner import fit_dataset, open_both_stages
+    from hybrid_retrieval.evaluation.runner import check_collection
 
     for option, path in (("--out", out), ("--scores", scores)):
-        if path and not Path(path).absolute().parent.is_dir():
-            raise click.UsageError(f"{option} {path}: its folder does not exist")
+        check_output(option, path)
     collection = Dataset.open(dataset, split=split)
     opened = Index.open(index)
+    check_collection(opened, collection)
     pipeline = open_both_stages(open_config(opened, config), opened)
     with progress_bar(quiet=as_json) as progress:
         fit, file = fit_dataset(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import click
@@ -47,6 +48,16 @@ def progress_bar(quiet: bool = False) -> Iterator[Progress | None]:
             bars.update(tasks[step], completed=done, total=total or None)
 
         yield report
+
+
+def check_output(option: str, path: str | None) -> None:
+    """Raise a usage error for a file that could not be written in the end, before any work is done."""
+    if not path:
+        return
+    if not Path(path).absolute().parent.is_dir():
+        raise click.UsageError(f"{option} {path}: its folder does not exist")
+    if Path(path).is_dir():
+        raise click.UsageError(f"{option} {path}: a folder is there; expected the name of a file")
 
 
 def human_bytes(count: int) -> str:

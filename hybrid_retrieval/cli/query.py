@@ -19,9 +19,9 @@ from hybrid_retrieval.corpus.readers import read_passage_lines
 from hybrid_retrieval.corpus.runs import trec_lines
 from hybrid_retrieval.errors import QueryError
 from hybrid_retrieval.index import Index
-from hybrid_retrieval.pipeline import Pipeline
+from hybrid_retrieval.pipeline import Pipeline, check_request
 from hybrid_retrieval.rerankers import Reranker
-from hybrid_retrieval.types import Hit, Query, Ranking
+from hybrid_retrieval.types import Hit, Query, Ranking, check_count, check_probability, check_query
 
 
 def open_config(index: Index, config: str | None) -> PipelineConfig:
@@ -82,7 +82,12 @@ def query(
         raise click.UsageError("--num-candidates is for the reranker: it says nothing with --no-rerank")
     if no_rerank and deadline_ms is not None:
         raise click.UsageError("--deadline-ms cuts the reranker short: it says nothing with --no-rerank")
+    check_request(k, num_candidates, deadline_ms)
+    if min_probability is not None:
+        check_probability(min_probability)
     asked = [Query("1", text)] if text is not None else read_queries(Path(queries or ""))
+    if text is not None:
+        check_query(text)
     pipeline = open_pipeline(index, config, exact=exact, rerank=not no_rerank)
     for one in asked:
         try:
@@ -111,6 +116,8 @@ def query(
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def rerank(text: str, passages: str, k: int, model: str, as_json: bool) -> None:
     """Order the passages of a file by the reranker's score for TEXT: stage 2 alone, no index."""
+    check_count("k", k, 1)
+    check_query(text)
     given = list(read_passage_lines(Path(passages)))
     start = time.perf_counter()
     ranking = Reranker.load(model).rank(text, given, k=k)

@@ -44,9 +44,9 @@ def train_codec(
     """
     check_vectors(sample, "the sample")
     if nbits not in NBITS:
-        raise InputError(f"nbits must be 1, 2, 4 or 8, got {nbits}")
+        raise InputError(f"nbits must be 1, 2, 4 or 8, got {nbits!r}")
     if num_centroids < 0:
-        raise InputError(f"num_centroids must be 0 (automatic) or more, got {num_centroids}")
+        raise InputError(f"num_centroids must be 0 (automatic) or more, got {num_centroids!r}")
     if len(sample) == 0:
         raise InputError("a codec cannot be trained on a sample without vectors")
     random = np.random.default_rng(seed)

@@ -8,7 +8,7 @@ from typing import Any
 from hybrid_retrieval.encoders.backend import EncoderBackend, OnnxEncoderBackend
 from hybrid_retrieval.encoders.convention import EncodingConvention
 from hybrid_retrieval.encoders.native_backend import NativeEncoderBackend
-from hybrid_retrieval.errors import ModelError
+from hybrid_retrieval.errors import ModelSettingsError
 from hybrid_retrieval.model_files import fingerprint, load_tokenizer
 from hybrid_retrieval.native_trunk import native_trunk
 from hybrid_retrieval.onnx_files import is_onnx_folder, read_description, weight_files
@@ -27,7 +27,7 @@ def _onnx_parts(folder: Path, *, backend: str, device: str, dtype: str, threads:
     description = read_description(folder, "encoder")
     own = description.get("dtype", "int8")
     if dtype not in ("auto", own):
-        raise ModelError(
+        raise ModelSettingsError(
             f"{folder} was exported in {own} and cannot run in {dtype}: use dtype 'auto' or export it again"
         )
     graph, tokenizer = folder / description["graph"], folder / description["tokenizer"]
@@ -39,7 +39,7 @@ def _onnx_parts(folder: Path, *, backend: str, device: str, dtype: str, threads:
     if native is None:
         runner = OnnxEncoderBackend(graph, threads=threads, device="cpu" if device == "auto" else device)
     elif convention.query.expansion is not None:
-        raise ModelError(f"{folder}: native kernels cannot expand queries: use backend 'onnx'")
+        raise ModelSettingsError(f"{folder}: native kernels cannot expand queries: use backend 'onnx'")
     else:
         runner = NativeEncoderBackend(folder, native.facts, variant=native.variant, threads=threads)
     identity = description.get("identity") or fingerprint([*weights, tokenizer], convention.to_dict(), dimensions)

@@ -11,8 +11,9 @@ import numpy as np
 from hybrid_retrieval.corpus.dataset import Dataset
 from hybrid_retrieval.corpus.queries import Qrels
 from hybrid_retrieval.corpus.runs import Run
-from hybrid_retrieval.errors import ConfigError
+from hybrid_retrieval.errors import ConfigError, CorpusError
 from hybrid_retrieval.evaluation.measures import evaluate, parse_measures
+from hybrid_retrieval.index import Index
 from hybrid_retrieval.types import Query, Ranking
 
 Progress = Callable[[str, int, int], None]
@@ -71,6 +72,17 @@ def run_dataset(
     run = run_of(queries, rankings)
     judged: Qrels = {query.query_id: dataset.qrels[query.query_id] for query in queries}
     return Evaluation(run, evaluate(run, judged, wanted), len(queries), latency_of(rankings))
+
+
+def check_collection(index: Index, dataset: Dataset) -> None:
+    """Raise `CorpusError` where the index holds none of the passages that the dataset judges: it is of another
+    collection, and every measure would be 0."""
+    judged = {passage_id for grades in dataset.qrels.values() for passage_id in grades}
+    if all(index.row_of(passage_id) is None for passage_id in judged):
+        raise CorpusError(
+            f"{dataset.folder}: none of the {len(judged):,} judged passages is in {index.path}, first "
+            f"'{min(judged)}': the index is of another collection"
+        )
 
 
 def own_candidates(pipeline: Any) -> int | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from hybrid_retrieval.errors import ModelError
+from hybrid_retrieval.errors import ModelSettingsError
 from hybrid_retrieval.model_files import fingerprint, load_tokenizer
 from hybrid_retrieval.native_trunk import native_trunk
 from hybrid_retrieval.onnx_files import is_onnx_folder, read_description, weight_files
@@ -32,7 +32,7 @@ def limits(own: int, own_query: int, wanted: int, longest: int, source: Path) ->
     The first two are the model's own, or, where the caller wants another length, that and three quarters of it.
     """
     if wanted > longest:
-        raise ModelError(f"{source} reads pairs of at most {longest} tokens, got max_tokens {wanted}")
+        raise ModelSettingsError(f"{source} reads pairs of at most {longest} tokens, got max_tokens {wanted}")
     if wanted in (0, own):
         return {"max_tokens": own, "max_query_tokens": own_query, "longest_tokens": longest}
     return {"max_tokens": wanted, "max_query_tokens": wanted * 3 // 4, "longest_tokens": longest}
@@ -49,7 +49,7 @@ def _onnx_parts(
     description = read_description(folder, "reranker")
     own_dtype = description.get("dtype", "int8")
     if dtype not in ("auto", own_dtype):
-        raise ModelError(
+        raise ModelSettingsError(
             f"{folder} was exported in {own_dtype} and cannot run in {dtype}: use dtype 'auto' or export it again"
         )
     graph, tokenizer = folder / description["graph"], folder / description["tokenizer"]

@@ -12,14 +12,14 @@ from numpy.typing import NDArray
 
 from hybrid_retrieval.batching import Batches, pad, plan_batches
 from hybrid_retrieval.cache import Cache, CacheInfo, digest
-from hybrid_retrieval.errors import InputError, ModelError, QueryError
+from hybrid_retrieval.errors import InputError, ModelError
 from hybrid_retrieval.model_files import lasting_name, resolve
 from hybrid_retrieval.ragged import Ragged
 from hybrid_retrieval.rerankers.backend import RerankerBackend
 from hybrid_retrieval.rerankers.loading import load_parts
 from hybrid_retrieval.rerankers.pace import Pace
 from hybrid_retrieval.rerankers.pairs import Ids, LongPassages, PairConvention, Pairs, Truncation, cut, window_spans
-from hybrid_retrieval.types import Passage, Ranking, best_first, check_query, is_blank, is_unicode
+from hybrid_retrieval.types import Passage, Ranking, best_first, check_count, check_query, is_blank, is_unicode
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,8 +158,7 @@ class Reranker:
         passages: strings (known by their position, "0", "1", ...), `Passage` objects, or mappings with `text` and
         perhaps `_id` (or `id`) and `title`. Returns the k best, ties in input order.
         """
-        if isinstance(k, bool) or not isinstance(k, (int, np.integer)) or k < 1:
-            raise QueryError(f"k must be a whole number of at least 1, got {k!r}")
+        check_count("k", k, 1)
         if isinstance(passages, str):
             raise InputError("rank takes a sequence of passages; got one string")
         if not isinstance(passages, Iterable):

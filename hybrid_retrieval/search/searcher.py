@@ -8,14 +8,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hybrid_retrieval.codec.assignment import available_threads
-from hybrid_retrieval.errors import ArrayError, IndexDamagedError, QueryError
+from hybrid_retrieval.config import MOST_THREADS
+from hybrid_retrieval.errors import ArrayError, IndexDamagedError
 from hybrid_retrieval.kernels import dispatch
 from hybrid_retrieval.ragged import expand_spans
 from hybrid_retrieval.search.bounds import centroid_spreads, recall_bound, row_bounds, similarity_bounds
 from hybrid_retrieval.search.native import LONGEST_VECTOR, NativeCodec
 from hybrid_retrieval.search.steps import approximate_scores, candidate_windows, centroid_scores, exact_scores
 from hybrid_retrieval.storage import Segment, Snapshot
-from hybrid_retrieval.types import best_first
+from hybrid_retrieval.types import best_first, check_count
 
 Int64 = NDArray[np.int64]
 Float32 = NDArray[np.float32]
@@ -75,17 +76,17 @@ class Searcher:
 
         query_vectors: float [Lq, D], finite. exact: score every passage. nprobe: centroids that each query
         token probes, 0 chooses from k. num_candidates: passages that are scored exactly, 0 chooses from k,
-        never fewer than k. threads: 0 means every core. n is k or, where there are fewer, the number of
+        never fewer than k. threads: at most 1,024, 0 means every core. n is k or, where there are fewer, the number of
         passages that have vectors. Scores are the true MaxSim over the compressed vectors in either mode.
         bound: also work out for how large a share of the hits it is sure that exhaustive search returns them
         (`search.bounds`), which reads every code and, the first time, decodes every token; else the bound is None.
         Raises `QueryError` and `ArrayError`.
         """
         query = self._checked(query_vectors)
-        _check_count("k", k, 1)
-        _check_count("nprobe", nprobe, 0)
-        _check_count("num_candidates", num_candidates, 0)
-        _check_count("threads", threads, 0)
+        check_count("k", k, 1)
+        check_count("nprobe", nprobe, 0)
+        check_count("num_candidates", num_candidates, 0)
+        check_count("threads", threads, 0, MOST_THREADS)
         threads = threads or available_threads()
         try:
             return self._search(query, k, exact, nprobe, num_candidates, threads, bound)
@@ -217,8 +218,3 @@ def _best_rows(rows: list[Int64], scores: list[NDArray[Any]], width: int) -> lis
         local[np.sort(kept[(kept >= start) & (kept < stop)]) - start]
         for local, start, stop in zip(rows, bounds[:-1], bounds[1:], strict=True)
     ]
-
-
-def _check_count(name: str, value: int, least: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
-        raise QueryError(f"{name} must be a whole number of at least {least}, got {value!r}")

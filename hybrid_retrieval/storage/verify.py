@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from hybrid_retrieval.errors import IndexDamagedError, IndexVersionError
+from hybrid_retrieval.errors import IndexDamagedError
 from hybrid_retrieval.storage.files import sha256_of
 from hybrid_retrieval.storage.lists import BLOCK_TOKENS, postings
 from hybrid_retrieval.storage.manifest import require_version
@@ -18,7 +18,7 @@ from hybrid_retrieval.storage.snapshot import Snapshot, check_size, read_manifes
 
 def verify(path: str | Path) -> list[str]:
     """Problems of the newest version; none is an empty list. Raises `IndexNotFoundError` where there is no
-    index.
+    index, `IndexVersionError` for one of another format, of which nothing can be said.
 
     Checks the manifest's own checksum, every file's size and SHA-256, and then what checksums cannot say:
     offsets that never fall, codes below K, lists that hold exactly the windows of each centroid, ids that are
@@ -28,7 +28,7 @@ def verify(path: str | Path) -> list[str]:
     version = require_version(path)
     try:
         manifest = read_manifest(path, version)
-    except (IndexDamagedError, IndexVersionError) as error:
+    except IndexDamagedError as error:
         return [str(error)]
     problems = []
     for folder, files in manifest.folders(path):
