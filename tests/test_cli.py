@@ -200,12 +200,56 @@ def test_a_folder_that_is_no_index_is_named(run, tmp_path: Path, command: str) -
         (["--num-candidates", "0", "x"], "num_candidates"),
         (["--deadline-ms", "0", "x"], "deadline_ms must be a number of milliseconds above 0, got 0.0"),
         (["--deadline-ms", "-5", "x"], "deadline_ms must be a number of milliseconds above 0, got -5.0"),
+        (["--min-probability", "7", "x"], "a probability must be a number between 0 and 1, got 7.0"),
         (["--config", "nowhere.yaml", "x"], "nowhere.yaml"),
         (["--queries", "nowhere.tsv"], "nowhere.tsv"),
     ],
 )
 def test_a_bad_query_is_one_line(run, small_index: Path, arguments: list[str], message: str) -> None:  # type: ignore[no-untyped-def]
     assert message in one_line(run("query", small_index, *arguments))
+
+
+def test_a_bad_number_is_refused_before_the_models_are_loaded(run, small_index: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    config = tmp_path / "config.yaml"
+    config.write_text("encoder:\n  model: ./no-such-folder\n")
+    query = ("query", small_index, "x", "--config", config)
+    assert "no model './no-such-folder': expected 'embedded', an existing folder" in one_line(run(*query))
+    assert "k must be" in one_line(run(*query, "-k", 0))
+    assert "num_candidates must be" in one_line(run(*query, "--num-candidates", 0))
+    assert "deadline_ms must be" in one_line(run(*query, "--deadline-ms", 0))
+    assert "probability must be" in one_line(run(*query, "--min-probability", -1))
+    rerank = ("rerank", "x", "--passages", tmp_path / "nowhere.txt", "--model", "./no-such-folder")
+    assert "k must be" in one_line(run(*rerank, "-k", 0))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ("encoder:\n  backend: torch\n", "backend 'torch' cannot read"),
+        ("encoder:\n  dtype: bfloat16\n", "cannot run in bfloat16"),
+        ("reranker:\n  max_tokens: 100000\n", "at most 512 tokens, got max_tokens 100000"),
+        ("index:\n  nbits: 2\nindex:\n  nbits: 4\n", "the key 'index' is given twice"),
+    ],
+)
+def test_settings_that_cannot_be_had_are_the_callers_mistake(run, tmp_path: Path, settings: str, message: str) -> None:  # type: ignore[no-untyped-def]
+    config = tmp_path / "config.yaml"
+    config.write_text(settings)
+    corpus = write_corpus(tmp_path / "corpus.jsonl")
+    assert message in one_line(run("build", corpus, tmp_path / "index", "--config", config))
+    assert not (tmp_path / "index").exists()
+
+
+def test_an_index_of_another_format_is_refused_by_every_command(run, small_index: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    import shutil
+
+    copy = tmp_path / "copy"
+    shutil.copytree(small_index, copy)
+    (manifest,) = (copy / "versions").glob("*.json")
+    body = {**json.loads(manifest.read_bytes()), "format_version": 99}
+    manifest.chmod(0o644)
+    manifest.write_text(json.dumps(body))
+    for arguments in (["info", copy], ["verify", copy], ["verify", copy, "--json"], ["query", copy, "x"]):
+        assert "written in format 99" in one_line(run(*arguments))
 
 
 def test_an_unknown_model_says_how_to_get_it(
@@ -217,6 +261,22 @@ def test_an_unknown_model_says_how_to_get_it(
     message = one_line(run("query", small_index, "x", "--config", config))
     assert "nobody/no-such-model" in message
     assert "hf download" in message
+
+
+def test_a_dataset_of_another_collection_is_refused(run, small_index: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    (tmp_path / "qrels").mkdir()
+    (tmp_path / "queries.jsonl").write_text('{"_id": "1", "text": "tides"}\n', encoding="utf-8")
+    for split in ("test", "train"):
+        (tmp_path / "qrels" / f"{split}.tsv").write_text("query-id\tcorpus-id\tscore\n1\tunknown\t1\n")
+    expected = "none of the 1 judged passages is in"
+    assert expected in one_line(run("evaluate", small_index, tmp_path))
+    assert expected in one_line(run("fit-fusion", small_index, tmp_path))
+
+
+def test_an_output_file_that_is_a_folder_is_refused_at_once(run, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    for command, option in (("evaluate", "--run"), ("fit-fusion", "--out"), ("fit-fusion", "--scores")):
+        message = one_line(run(command, tmp_path / "no-index", tmp_path / "no-dataset", option, tmp_path))
+        assert f"{option} {tmp_path}: a folder is there" in message
 
 
 def test_an_unknown_measure_is_one_line(run, small_index: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]

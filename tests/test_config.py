@@ -54,6 +54,7 @@ def test_the_four_named_configurations_are_there() -> None:
         ({"search": {"num_candidates": 0}}, "search.num_candidates must be at least 1"),
         ({"search": {"early_stop_top": -1}}, "search.early_stop_top must be 0"),
         ({"search": {"early_stop_bound": float("nan")}}, "search.early_stop_bound must be a finite number"),
+        ({"search": {"threads": 10**6}}, "search.threads must be 0 (every core"),
         ({"encoder": {"cached_queries": -1}}, "encoder.cached_queries must be 0"),
         ({"reranker": {"cached_pairs": -1}}, "reranker.cached_pairs must be 0 or more"),
         ({"reranker": {"long_passages": "windows"}}, "reranker.long_passages must be one of max, mean, cut"),

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from hybrid_retrieval.config import PipelineConfig
-from hybrid_retrieval.errors import CorpusError, IndexNotFoundError, ModelMismatchError, QueryError
+from hybrid_retrieval.errors import ConfigError, CorpusError, IndexNotFoundError, ModelMismatchError, QueryError
 from hybrid_retrieval.index import Index
 from hybrid_retrieval.types import Passage
 from tests.support import HashEncoder, HashTokenizer, clustered, make_passages
@@ -115,6 +115,27 @@ def test_where_there_is_no_index(tmp_path: Path) -> None:
     for action in (Index.open, Index.verify_path):
         with pytest.raises(IndexNotFoundError, match="no index"):
             action(tmp_path / "x")
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"nbits": "2"}, "index.nbits must be int, got '2'"),
+        ({"centroids": "a"}, "index.centroids must be int, got 'a'"),
+        ({"pool_factor": 1.5}, "index.pool_factor must be int, got 1.5"),
+        ({"seed": None}, "index.seed must be int, got None"),
+    ],
+)
+def test_settings_of_another_type_are_named(tmp_path: Path, settings: dict[str, object], message: str) -> None:
+    rows = clustered([4, 6], 64)
+    with pytest.raises(ConfigError, match=message):
+        Index.from_vectors(tmp_path / "x", ["a", "b"], rows.data, rows.offsets, **settings)  # type: ignore[arg-type]
+    assert not (tmp_path / "x").exists()
+
+
+def test_more_threads_than_any_machine_has_are_refused(index: Index) -> None:
+    with pytest.raises(QueryError, match="threads must be at most 1,024, got 1,000,000"):
+        index.search(HashEncoder().encode_query("word1"), threads=10**6)
 
 
 def test_k_below_one_is_refused(index: Index) -> None:

@@ -269,9 +269,10 @@ def test_one_string_is_not_a_batch(pipeline: Pipeline) -> None:
         pipeline.query_batch("one")
 
 
-def test_zero_candidates_are_refused(pipeline: Pipeline) -> None:
-    with pytest.raises(QueryError, match="num_candidates"):
-        pipeline.query("x", num_candidates=0)
+@pytest.mark.parametrize("number", [0, 2.5, "a", True])
+def test_an_impossible_number_of_candidates_is_refused(pipeline: Pipeline, number: object) -> None:
+    with pytest.raises(QueryError, match="num_candidates must be a whole number of at least 1"):
+        pipeline.query("x", num_candidates=number)  # type: ignore[arg-type]
 
 
 def test_explain_names_the_matching_tokens_and_sums_to_maxsim(pipeline: Pipeline) -> None:

@@ -6,6 +6,7 @@ figures of a fit are of questions that had no part in it. Pure NumPy: no model r
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -49,13 +50,10 @@ def fit_fusion(
     """Fit on judged questions.
 
     rerank comes out True where fusion gains at least `min_gain` nDCG@10 over stage 1 (and more than 0), with a p-value
-    of the paired randomisation test below `significance`. Raises `InputError` for fewer than 10 questions, impossible
-    folds, or candidates none of which is relevant.
+    of the paired randomisation test below `significance`. Raises `InputError` as `check_fit` does, and for candidates
+    none of which is relevant.
     """
-    if len(queries) < MIN_QUERIES:
-        raise InputError(f"a fusion needs at least {MIN_QUERIES} judged questions, got {len(queries)}")
-    if not 2 <= folds <= len(queries):
-        raise InputError(f"folds must lie between 2 and the number of questions ({len(queries)}), got {folds}")
+    check_fit(len(queries), folds=folds, seed=seed, min_gain=min_gain, significance=significance)
     if not any(query.gains.any() for query in queries):
         raise InputError(f"none of the candidates of {len(queries)} questions is judged relevant: nothing to fit by")
     values = ndcg_by_weight(queries)
@@ -90,6 +88,20 @@ def fit_fusion(
         tuple(values.mean(axis=0).tolist()),
         tuple(table),
     )
+
+
+def check_fit(questions: int, *, folds: int, seed: int, min_gain: float, significance: float) -> None:
+    """Raise `InputError` for what `fit_fusion` could not fit with: it can be asked before the questions are scored."""
+    if questions < MIN_QUERIES:
+        raise InputError(f"a fusion needs at least {MIN_QUERIES} judged questions, got {questions}")
+    if not 2 <= folds <= questions:
+        raise InputError(f"folds must lie between 2 and the number of questions ({questions}), got {folds}")
+    if seed < 0:
+        raise InputError(f"seed must be 0 or more, got {seed}")
+    if not math.isfinite(min_gain):
+        raise InputError(f"min_gain must be a finite number, got {min_gain}")
+    if not 0 < significance <= 1:
+        raise InputError(f"significance is a p-value: it must lie above 0 and not above 1, got {significance}")
 
 
 def ndcg(ranked_gains: NDArray[np.float64], ideal: NDArray[np.float64]) -> float:

@@ -8,7 +8,7 @@ from pathlib import Path
 from hybrid_retrieval.config import FusionConfig, PipelineConfig
 from hybrid_retrieval.corpus.dataset import Dataset
 from hybrid_retrieval.errors import ConfigError
-from hybrid_retrieval.evaluation.fusion_fit import Fit, fit_fusion
+from hybrid_retrieval.evaluation.fusion_fit import Fit, check_fit, fit_fusion
 from hybrid_retrieval.evaluation.runner import Progress, sampled
 from hybrid_retrieval.evaluation.scored_queries import ScoredQuery, score_queries
 from hybrid_retrieval.fusion import FORMAT, FittedOn, FusionFile
@@ -91,6 +91,9 @@ def fit_dataset(
 ) -> tuple[Fit, FusionFile]:
     """Score a dataset's judged questions with both stages and fit a fusion. Arguments as for `score_dataset` and
     `fit_fusion`; `pipeline` as from `open_both_stages`."""
+    asked = len(dataset.queries) if sample is None else min(sample, len(dataset.queries))
+    if asked > 0:  # else `sampled` says what is wrong with it
+        check_fit(asked, folds=folds, seed=seed, min_gain=min_gain, significance=significance)
     queries = score_dataset(
         pipeline,
         dataset,

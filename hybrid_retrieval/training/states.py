@@ -50,6 +50,7 @@ def keep_states(encoder: Path, rows: Sequence[Sequence[int]], frozen: int, work:
     above = dispatch.module().Trunk(dispatch.variant(), facts.hidden, facts.heads, facts.head_size, facts.epsilon)
     for i in range(frozen, facts.layers):
         above.add_layer(*layer_arrays(below.tensors, f"layers.{i}"))
+    (work / "states.npz").unlink(missing_ok=True)  # it vouches for the two files that are about to change
     shape = (int(offsets[-1]), facts.hidden)
     lower, final = (
         np.lib.format.open_memmap(work / f"{name}.npy", "w+", np.float16, shape) for name in ("lower", "final")
