@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: demo test check format sanitize sanitize-address sanitize-thread clean
+.PHONY: demo test check check-neon format sanitize sanitize-address sanitize-thread clean
 
 demo: $(VENV)/.installed
 	$(BIN)/hybrid-retrieval demo
@@ -46,6 +46,26 @@ sanitize-thread:
 	$(TSAN) $(if $(X86),-DHR_X86) tests/kernels/threads.cpp $(NATIVE)/tables.cpp build/thread/portable.o \
 	  $(if $(X86),build/thread/avx2.o) -pthread -o build/thread/threads
 	TSAN_OPTIONS=halt_on_error=1 setarch -R build/thread/threads
+
+# The NEON kernels, compiled for aarch64, against what the NumPy reference records and against the portable kernels. Needs,
+# on another processor, a cross compiler and qemu's emulation of programs (Debian: g++-aarch64-linux-gnu, qemu-user); on
+# aarch64 itself nothing but $(CXX).
+ARM64 := $(filter aarch64 arm64,$(shell uname -m))
+ARM64_CXX ?= $(if $(ARM64),$(CXX),aarch64-linux-gnu-g++)
+ARM64_RUN ?= $(if $(ARM64),,qemu-aarch64)
+NEON := $(ARM64_CXX) -std=c++17 -O3 -fopenmp-simd -fno-math-errno -fno-trapping-math -Wall -Wextra -Wno-psabi -DHR_ARM64
+check-neon: $(VENV)/.installed
+	@for tool in $(ARM64_CXX) $(ARM64_RUN); do command -v "$$tool" >/dev/null || { \
+	  echo "check-neon needs $(ARM64_CXX) (set ARM64_CXX)$(if $(ARM64_RUN), and $(ARM64_RUN) (set ARM64_RUN)); $$tool is not here." \
+	    "On Debian: apt-get install g++-aarch64-linux-gnu qemu-user" >&2; exit 2; }; done
+	@mkdir -p build/neon
+	$(BIN)/python -m tests.kernels.record build/neon/cases
+	for source in transformer maxsim lookup; do \
+	  $(NEON) -DHR_VARIANT=portable -c $(NATIVE)/$$source.cpp -o build/neon/$$source-portable.o && \
+	  $(NEON) -DHR_VARIANT=neon -DHR_NEON -c $(NATIVE)/$$source.cpp -o build/neon/$$source-neon.o || exit 1; done
+	$(NEON) -ffp-contract=off -c $(NATIVE)/tables.cpp -o build/neon/tables.o
+	$(NEON) tests/kernels/variants.cpp build/neon/*.o $(if $(ARM64),,-static) -o build/neon/variants
+	$(ARM64_RUN) build/neon/variants build/neon/cases
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)

@@ -25,7 +25,10 @@ from hybrid_retrieval.rerankers import Reranker
 Status = Literal["ok", "absent", "failed"]
 
 # Instruction sets that decide which CPU kernels run, as the kernel of the operating system names them.
-CPU_FLAGS = ("avx2", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16", "asimddp", "i8mm")
+CPU_FLAGS = (
+    *("avx2", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16"),
+    *("asimd", "asimddp", "i8mm"),  # ARM: asimd is NEON
+)
 REQUIRED = (
     "numpy",
     "pyyaml",

@@ -323,8 +323,9 @@ def test_output_that_cannot_be_written_is_one_line(small_index: Path, rest: str,
 def test_a_stopped_build_is_resumed(tmp_path: Path, stop: signal.Signals) -> None:
     corpus, index = write_corpus(tmp_path / "corpus.jsonl"), tmp_path / "index"
     stopping = f"""
-import os, time
+import os, signal, time
 from hybrid_retrieval.encoders import Encoder
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job of a shell inherits it ignored
 def encode_windows(*arguments, **options):
     os.kill(os.getpid(), {int(stop)})
     time.sleep(60)

@@ -58,7 +58,7 @@ def colbert_ai(data: np.ndarray, offsets: np.ndarray, folder: Path) -> Search:
         if not passages:
             return None, None
         rows = [int(name.split()[1]) for name in passages]
-        vectors = np.concatenate([data[offsets[i] : offsets[i + 1]] for i in rows])
+        vectors = np.concatenate([data[offsets[i] : offsets[i + 1]] for i in rows]).astype(np.float32)
         return torch.from_numpy(vectors), [int(offsets[i + 1] - offsets[i]) for i in rows]
 
     collection_encoder.CollectionEncoder.encode_passages = lookup

@@ -85,12 +85,14 @@ def least_squares_buckets(values: NDArray[np.float32], buckets: int) -> tuple[ND
 
 
 def kmeans(points: NDArray[np.float32], num_centroids: int) -> NDArray[np.float32]:
-    """Unit-length centroids float32 [K, D] of shuffled points [P, D], P >= K.
+    """Unit-length centroids float32 [K, D] of shuffled points [P, D]: K = num_centroids, or as many as points differ.
 
-    Lloyd's rounds from the first K points; faiss finds the nearest centroids. A centroid that no point
-    chooses stays where it is, so identical points are no trouble.
+    Lloyd's rounds from the first K distinct points; faiss finds the nearest centroids. Equal points get one centroid:
+    between two that differ in the last digit, the choice would fall differently from row to row, and so would scores.
+    A centroid that no point chooses stays where it is.
     """
-    centroids = points[:num_centroids].copy()
+    centroids = points[_first_distinct(points, num_centroids)]
+    num_centroids = len(centroids)
     for _ in range(ROUNDS if len(points) > num_centroids else 0):
         chosen = nearest_centroids(points, centroids, by="distance")
         by_centroid = np.argsort(chosen, kind="stable")
@@ -103,3 +105,12 @@ def kmeans(points: NDArray[np.float32], num_centroids: int) -> NDArray[np.float3
     norms[norms == 0] = 1
     centroids /= norms[:, None]
     return centroids
+
+
+def _first_distinct(points: NDArray[np.float32], count: int) -> list[int]:
+    seen: dict[bytes, int] = {}
+    for i, point in enumerate(points):
+        seen.setdefault(point.tobytes(), i)
+        if len(seen) == count:
+            break
+    return list(seen.values())

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import math
-from typing import Any
-
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -12,7 +9,8 @@ from hypothesis import strategies as st
 
 from hybrid_retrieval.errors import InputError
 from hybrid_retrieval.kernels import dispatch
-from hybrid_retrieval.kernels.reference import PackedTokens, bucket_table, packed_maxsim, weight_table
+from hybrid_retrieval.kernels.reference import PackedTokens, bucket_table, weight_table
+from tests.kernels.cases import HEADS, HIDDEN, SIZE, Tokens, layer_arrays, quantised_product, reference_layer, unit
 
 VARIANTS = [name for name in dispatch.variants() if name != dispatch.NUMPY]
 pytestmark = pytest.mark.skipif(
@@ -20,41 +18,6 @@ pytestmark = pytest.mark.skipif(
 )
 
 every_variant = pytest.mark.parametrize("variant", VARIANTS)
-HIDDEN, HEADS, SIZE, INNER = 64, 2, 32, 48
-
-
-def unit(x: np.ndarray) -> np.ndarray:
-    return (x / np.linalg.norm(x, axis=1, keepdims=True)).astype(np.float32)
-
-
-class Tokens:
-    """Random packed tokens in ragged windows."""
-
-    def __init__(self, seed: int, lengths: list[int], *, dimensions: int, nbits: int, centroids: int) -> None:
-        random = np.random.default_rng(seed)
-        total = sum(lengths)
-        self.centroids = unit(random.standard_normal((centroids, dimensions)))
-        self.weights = np.sort(random.standard_normal(2**nbits) * 0.5 / math.sqrt(dimensions)).astype(np.float32)
-        self.codes = random.integers(0, centroids, total).astype(np.uint32)
-        self.residuals = random.integers(0, 256, (total, dimensions * nbits // 8)).astype(np.uint8)
-        self.lengths = np.array(lengths, np.int64)
-        self.starts = np.cumsum(self.lengths) - self.lengths
-        self.nbits = nbits
-
-    def codec(self, variant: str) -> Any:
-        return dispatch.module().Codec(variant, self.centroids, self.weights, bucket_table(self.nbits))
-
-    def native(self, variant: str, query: np.ndarray) -> np.ndarray:
-        codec = self.codec(variant)
-        scores = codec.centroid_scores(query)
-        return codec.maxsim(query, scores, self.codes, self.residuals, self.no_norms(), self.starts, self.lengths)
-
-    def no_norms(self) -> np.ndarray:
-        return np.zeros(len(self.codes), np.float32)
-
-    def reference(self, query: np.ndarray) -> np.ndarray:
-        packed = PackedTokens(self.codes, self.residuals, self.centroids, weight_table(self.weights))
-        return packed_maxsim(query, packed, self.starts, self.lengths)
 
 
 @every_variant
@@ -194,14 +157,6 @@ def test_a_variant_that_cannot_run_is_refused(monkeypatch: pytest.MonkeyPatch) -
     assert dispatch.variant() == "portable"
 
 
-def quantised_product(x: np.ndarray, weight: np.ndarray, scale: np.ndarray, bias: np.ndarray) -> np.ndarray:
-    """What `dense` computes: rows of x on 2,047 levels, exact sums."""
-    most = np.abs(x).max(axis=1, keepdims=True)
-    factor = np.divide(np.float32(2047), most, out=np.zeros_like(most), where=most > 0)
-    sums = np.rint(x * factor).astype(np.int64) @ weight.astype(np.int64)
-    return sums.astype(np.float32) * (most / np.float32(2047) * scale) + bias
-
-
 @every_variant
 @settings(max_examples=40, deadline=None)
 @given(seed=st.integers(0, 2**31), m=st.integers(0, 11), k=st.sampled_from([2, 30, 384, 1536]), n=st.integers(1, 70))
@@ -215,40 +170,6 @@ def test_dense_is_exact_on_its_levels(variant: str, seed: int, m: int, k: int, n
     found = dispatch.module().dense(variant, x, weight, scale, bias)
     expected = quantised_product(x, weight, scale, bias)
     np.testing.assert_allclose(found, expected, rtol=2e-6, atol=2e-6 * np.abs(expected).max(initial=1))
-
-
-def layer_arrays(random: np.random.Generator) -> list[np.ndarray]:
-    def dense(k: int, n: int) -> list[np.ndarray]:
-        scale = np.full(n, 1 / (73 * math.sqrt(k)), np.float32)
-        return [random.integers(-127, 128, (k, n)).astype(np.int8), scale, random.normal(0, 0.1, n).astype(np.float32)]
-
-    def norm() -> list[np.ndarray]:
-        return [random.normal(1, 0.1, HIDDEN).astype(np.float32), random.normal(0, 0.1, HIDDEN).astype(np.float32)]
-
-    width = HEADS * SIZE
-    return [
-        *dense(HIDDEN, 3 * width), *dense(width, HIDDEN), *norm(), *dense(HIDDEN, INNER), *dense(INNER, HIDDEN), *norm()
-    ]  # fmt: skip
-
-
-def layer_norm(x: np.ndarray, weight: np.ndarray, bias: np.ndarray) -> np.ndarray:
-    centred = x - x.mean(axis=1, keepdims=True)
-    return centred / np.sqrt(np.square(centred).mean(axis=1, keepdims=True) + 1e-12) * weight + bias
-
-
-def reference_layer(x: np.ndarray, arrays: list[np.ndarray]) -> np.ndarray:
-    """One BERT layer over one sequence [L, H], post-LayerNorm, exact GELU, with the quantised products."""
-    qkv = quantised_product(x, *arrays[0:3])
-    q, k, v = (part.reshape(len(x), HEADS, SIZE).transpose(1, 0, 2) for part in np.split(qkv, 3, axis=1))
-    scores = q @ k.transpose(0, 2, 1) / math.sqrt(SIZE)
-    shares = np.exp(scores - scores.max(axis=-1, keepdims=True))
-    shares /= shares.sum(axis=-1, keepdims=True)
-    attended = (shares @ v).transpose(1, 0, 2).reshape(len(x), HEADS * SIZE).astype(np.float32)
-    x = layer_norm(x + quantised_product(attended, *arrays[3:6]), *arrays[6:8]).astype(np.float32)
-    inner = quantised_product(x, *arrays[8:11])
-    erf = np.vectorize(math.erf)
-    inner = (0.5 * inner * (1 + erf(inner / math.sqrt(2)))).astype(np.float32)
-    return layer_norm(x + quantised_product(inner, *arrays[11:14]), *arrays[14:16]).astype(np.float32)
 
 
 @every_variant

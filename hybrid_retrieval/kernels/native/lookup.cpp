@@ -13,6 +13,8 @@
 
 #if defined(__AVX2__)
 #include <immintrin.h>
+#elif defined(HR_NEON)
+#include <arm_neon.h>
 #endif
 
 namespace hr {
@@ -62,6 +64,31 @@ inline void add_word(uint64_t word, const uint16_t* tables, int32_t* sums) {
         const __m256i low = _mm256_sub_epi32(total[v], _mm256_slli_epi32(high[v], 16));
         _mm256_storeu_si256(to + 2 * v, _mm256_add_epi32(_mm256_loadu_si256(to + 2 * v), low));
         _mm256_storeu_si256(to + 2 * v + 1, _mm256_add_epi32(_mm256_loadu_si256(to + 2 * v + 1), high[v]));
+    }
+#elif defined(HR_NEON)
+    uint32x4_t total[4], high[4];
+    for (int v = 0; v < 4; ++v) total[v] = high[v] = vdupq_n_u32(0);
+#pragma GCC unroll 2
+    for (int part = 0; part < kWord / kSummed; ++part) {
+        uint16x8_t sum[4];
+        for (int v = 0; v < 4; ++v) sum[v] = vdupq_n_u16(0);
+#pragma GCC unroll 8
+        for (int i = 0; i < kSummed; ++i) {
+            const int half = part * kSummed + i;
+            const uint16_t* row = tables + half * 16 * kRow + ((word >> shift_of(half)) & 15) * kRow;
+            for (int v = 0; v < 4; ++v) sum[v] = vaddq_u16(sum[v], vld1q_u16(row + 8 * v));
+        }
+        for (int v = 0; v < 4; ++v) {
+            const uint32x4_t pairs = vreinterpretq_u32_u16(sum[v]);
+            total[v] = vaddq_u32(total[v], pairs);
+            high[v] = vsraq_n_u32(high[v], pairs, 16);
+        }
+    }
+    for (int v = 0; v < 4; ++v) {
+        const int32x4_t low = vreinterpretq_s32_u32(vsubq_u32(total[v], vshlq_n_u32(high[v], 16)));
+        int32_t* to = sums + v / 2 * 16 + v % 2 * 4;
+        vst1q_s32(to, vaddq_s32(vld1q_s32(to), low));
+        vst1q_s32(to + 8, vaddq_s32(vld1q_s32(to + 8), vreinterpretq_s32_u32(high[v])));
     }
 #else
     for (int part = 0; part < kWord / kSummed; ++part) {

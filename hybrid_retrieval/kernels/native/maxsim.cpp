@@ -13,6 +13,8 @@
 
 #if defined(__AVX2__)
 #include <immintrin.h>
+#elif defined(HR_NEON)
+#include <arm_neon.h>
 #endif
 
 namespace hr {
@@ -29,6 +31,20 @@ inline __m256i multiply_add(__m256i sum, __m256i a, __m256i b) {
 #else
     return _mm256_add_epi32(sum, _mm256_madd_epi16(a, b));
 #endif
+}
+#elif defined(HR_NEON)
+// Four pairs of levels of each token with `blocks` * 8 query tokens: one product of dimension 2 * pair and one of the next.
+template <int blocks, int tokens, int pair>
+inline void add_pair(const int16_t* query, const int16x8_t* levels, int32x4_t (*acc)[blocks][2]) {
+    for (int b = 0; b < blocks; ++b) {
+        const int16x8x2_t q = vld2q_s16(query + (pair * blocks + b) * 16);
+        for (int t = 0; t < tokens; ++t) {
+            acc[t][b][0] = vmlal_laneq_s16(acc[t][b][0], vget_low_s16(q.val[0]), levels[t], 2 * pair);
+            acc[t][b][1] = vmlal_high_laneq_s16(acc[t][b][1], q.val[0], levels[t], 2 * pair);
+            acc[t][b][0] = vmlal_laneq_s16(acc[t][b][0], vget_low_s16(q.val[1]), levels[t], 2 * pair + 1);
+            acc[t][b][1] = vmlal_high_laneq_s16(acc[t][b][1], q.val[1], levels[t], 2 * pair + 1);
+        }
+    }
 }
 #endif
 
@@ -55,6 +71,23 @@ inline void products(const int16_t* query, int64_t pairs, const int16_t* levels,
     for (int t = 0; t < tokens; ++t)
         for (int b = 0; b < blocks; ++b)
             _mm256_storeu_si256(reinterpret_cast<__m256i*>(sums + (t * blocks + b) * kTokens), acc[t][b]);
+#elif defined(HR_NEON)
+    int32x4_t acc[tokens][blocks][2];
+    for (int t = 0; t < tokens; ++t)
+        for (int b = 0; b < blocks; ++b) acc[t][b][0] = acc[t][b][1] = vdupq_n_s32(0);
+    for (int64_t p = 0; p < pairs; p += 4) {  // dimensions come in multiples of 8
+        int16x8_t eight[tokens];
+        for (int t = 0; t < tokens; ++t) eight[t] = vld1q_s16(levels + t * stride + 2 * p);
+        const int16_t* from = query + p * blocks * 16;
+        add_pair<blocks, tokens, 0>(from, eight, acc);
+        add_pair<blocks, tokens, 1>(from, eight, acc);
+        add_pair<blocks, tokens, 2>(from, eight, acc);
+        add_pair<blocks, tokens, 3>(from, eight, acc);
+    }
+    for (int t = 0; t < tokens; ++t)
+        for (int b = 0; b < blocks; ++b)
+            for (int half = 0; half < 2; ++half)
+                vst1q_s32(sums + (t * blocks + b) * kTokens + 4 * half, acc[t][b][half]);
 #else
     for (int t = 0; t < tokens; ++t) {
         int32_t acc[blocks * kTokens] = {};
@@ -156,6 +189,14 @@ bool approximate(const uint8_t* table, int64_t stride, int64_t num_centroids, co
             int64_t four[4];
             _mm256_storeu_si256(reinterpret_cast<__m256i*>(four), sums);
             sum += static_cast<int32_t>(four[0] + four[1] + four[2] + four[3]);
+#elif defined(HR_NEON)
+            uint8x16_t best[2] = {vdupq_n_u8(0), vdupq_n_u8(0)};
+            for (const uint32_t* c = code; c < end; ++c) {
+                if (*c >= num_centroids) return false;
+                const uint8_t* row = table + *c * stride + part;
+                for (int v = 0; v < 2; ++v) best[v] = vmaxq_u8(best[v], vld1q_u8(row + 16 * v));
+            }
+            sum += vaddlvq_u8(best[0]) + vaddlvq_u8(best[1]);
 #else
             uint8_t best[32] = {};
             for (const uint32_t* c = code; c < end; ++c) {

@@ -36,13 +36,16 @@ bool runs_here(const std::string& name) {
                __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
                __builtin_cpu_supports("avx512vnni");
 #endif
+#if defined(HR_ARM64)
+    if (name == "neon") return true;  // part of the architecture
+#endif
     return name == "portable";
 }
 
 // Best first.
 std::vector<std::string> variants() {
     std::vector<std::string> names;
-    for (const char* name : {"avx512vnni", "avx2", "portable"})
+    for (const char* name : {"avx512vnni", "avx2", "neon", "portable"})
         if (runs_here(name)) names.emplace_back(name);
     return names;
 }
@@ -53,6 +56,9 @@ const hr::Kernels& kernels(const std::string& name) {
     if (name == "avx2") return hr::avx2::table;
     if (name == "avx512vnni") return hr::avx512vnni::table;
 #endif
+#if defined(HR_ARM64)
+    if (name == "neon") return hr::neon::table;
+#endif
     return hr::portable::table;
 }
 
@@ -62,6 +68,9 @@ const hr::MaxSimKernels& maxsim_kernels(const std::string& name) {
     if (name == "avx2") return hr::avx2::maxsim_table;
     if (name == "avx512vnni") return hr::avx512vnni::maxsim_table;
 #endif
+#if defined(HR_ARM64)
+    if (name == "neon") return hr::neon::maxsim_table;
+#endif
     return hr::portable::maxsim_table;
 }
 
@@ -70,6 +79,9 @@ const hr::TableKernels& lookup_kernels(const std::string& name) {
 #if defined(HR_X86)
     if (name == "avx2") return hr::avx2::lookup_table;
     if (name == "avx512vnni") return hr::avx512vnni::lookup_table;
+#endif
+#if defined(HR_ARM64)
+    if (name == "neon") return hr::neon::lookup_table;
 #endif
     return hr::portable::lookup_table;
 }

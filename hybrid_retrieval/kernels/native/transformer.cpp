@@ -12,6 +12,8 @@
 
 #if defined(__AVX2__)
 #include <immintrin.h>
+#elif defined(HR_NEON)
+#include <arm_neon.h>
 #endif
 
 namespace hr {
@@ -28,6 +30,11 @@ constexpr int kLanes = 8;
 constexpr int64_t kPanel = 16;
 constexpr int kLanes = 4;
 #endif
+#if defined(HR_NEON)
+constexpr int64_t kTogether = 1;
+#else
+constexpr int64_t kTogether = 2;  // weights of a column that stand side by side, as pmaddwd takes them
+#endif
 constexpr int64_t kRows = 4;     // with two accumulators each they fit 16 registers
 constexpr int64_t kBlock = 128;  // rows that stay in the second-level cache while all panels pass
 constexpr int64_t kInputs = 512;  // of a panel at a time: 16 KB of weights that stay in the first-level cache
@@ -39,12 +46,13 @@ inline Vec load(const float* p) { return *reinterpret_cast<const Vec*>(p); }
 inline void store(float* p, Vec v) { *reinterpret_cast<Vec*>(p) = v; }
 inline Vec splat(float v) { return Vec{} + v; }
 
+// [ceil(N / kPanel)][K / kTogether][kPanel][kTogether]
 void pack(const int8_t* weight, int64_t k, int64_t n, int16_t* out) {
     const int64_t panels = (n + kPanel - 1) / kPanel;
     for (int64_t p = 0; p < panels; ++p)
-        for (int64_t i = 0; i < k; i += 2)
+        for (int64_t i = 0; i < k; i += kTogether)
             for (int64_t j = 0; j < kPanel; ++j)
-                for (int64_t t = 0; t < 2; ++t) {
+                for (int64_t t = 0; t < kTogether; ++t) {
                     const int64_t column = p * kPanel + j;
                     *out++ = column < n ? weight[(i + t) * n + column] : 0;
                 }
@@ -72,6 +80,20 @@ void quantise_rows(const float* x, int64_t m, int64_t k, int16_t* q, float* scal
             to[j] = static_cast<int16_t>(static_cast<int32_t>((scaled[j] + 12582912.0f) - 12582912.0f));
     }
 }
+
+#if defined(HR_NEON)
+// The products of one input, in `lane` of each row's `a`, with its weights in a panel, added to acc.
+template <int rows, int lane>
+inline void add_input(const int16x8_t* a, const int16_t* weights, int32x4_t (*acc)[4]) {
+    const int16x8_t b0 = vld1q_s16(weights), b1 = vld1q_s16(weights + 8);
+    for (int r = 0; r < rows; ++r) {
+        acc[r][0] = vmlal_laneq_s16(acc[r][0], vget_low_s16(b0), a[r], lane);
+        acc[r][1] = vmlal_high_laneq_s16(acc[r][1], b0, a[r], lane);
+        acc[r][2] = vmlal_laneq_s16(acc[r][2], vget_low_s16(b1), a[r], lane);
+        acc[r][3] = vmlal_high_laneq_s16(acc[r][3], b1, a[r], lane);
+    }
+}
+#endif
 
 // Whole-number sums of `rows` rows, `stride` apart, over k inputs of one panel: sums [rows][kPanel].
 template <int rows>
@@ -112,6 +134,29 @@ inline void multiply(const int16_t* a, int64_t stride, int64_t k, const int16_t*
         _mm256_storeu_si256(reinterpret_cast<__m256i*>(sums + r * kPanel), acc[r][0]);
         _mm256_storeu_si256(reinterpret_cast<__m256i*>(sums + r * kPanel + 8), acc[r][1]);
     }
+#elif defined(HR_NEON)
+    int32x4_t acc[rows][4];
+    for (int r = 0; r < rows; ++r) acc[r][0] = acc[r][1] = acc[r][2] = acc[r][3] = vdupq_n_s32(0);
+    int16x8_t eight[rows];
+    int64_t i = 0;
+    for (; i + 8 <= k; i += 8) {
+        for (int r = 0; r < rows; ++r) eight[r] = vld1q_s16(a + r * stride + i);
+        const int16_t* weights = panel + i * kPanel;
+        add_input<rows, 0>(eight, weights, acc);
+        add_input<rows, 1>(eight, weights + kPanel, acc);
+        add_input<rows, 2>(eight, weights + 2 * kPanel, acc);
+        add_input<rows, 3>(eight, weights + 3 * kPanel, acc);
+        add_input<rows, 4>(eight, weights + 4 * kPanel, acc);
+        add_input<rows, 5>(eight, weights + 5 * kPanel, acc);
+        add_input<rows, 6>(eight, weights + 6 * kPanel, acc);
+        add_input<rows, 7>(eight, weights + 7 * kPanel, acc);
+    }
+    for (; i < k; ++i) {
+        for (int r = 0; r < rows; ++r) eight[r] = vdupq_n_s16(a[r * stride + i]);
+        add_input<rows, 0>(eight, panel + i * kPanel, acc);
+    }
+    for (int r = 0; r < rows; ++r)
+        for (int v = 0; v < 4; ++v) vst1q_s32(sums + r * kPanel + 4 * v, acc[r][v]);
 #else
     for (int r = 0; r < rows; ++r) {
         int32_t acc[kPanel] = {};

@@ -7,7 +7,8 @@
 
 namespace hr {
 
-// Weights of one dense layer, int8 [K, N] in panels of `panel` columns: [ceil(N / panel)][K / 2][panel][2] int16.
+// Weights of one dense layer, int8 [K, N] in panels of `panel` columns, as the variant's `pack` lays them out: int16
+// [ceil(N / panel)][K * panel].
 struct Dense {
     const int16_t* packed;
     const float* scale;  // [N]
@@ -100,6 +101,13 @@ extern const MaxSimKernels maxsim_table;
 extern const TableKernels lookup_table;
 }
 namespace avx512vnni {
+extern const Kernels table;
+extern const MaxSimKernels maxsim_table;
+extern const TableKernels lookup_table;
+}
+#endif
+#if defined(HR_ARM64)
+namespace neon {
 extern const Kernels table;
 extern const MaxSimKernels maxsim_table;
 extern const TableKernels lookup_table;
