@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hybrid_retrieval.errors import ModelError, ModelSettingsError
+from hybrid_retrieval.errors import ModelError, ModelNotFoundError, ModelSettingsError
 from hybrid_retrieval.model_files import Kind, read_json
 
 FORMAT = 1
@@ -52,7 +52,9 @@ def weight_files(folder: Path, description: dict[str, Any]) -> list[Path]:
 
 
 def is_onnx_folder(folder: Path, kind: Kind, backend: str) -> bool:
-    """Whether a folder is an ONNX export, hence for onnxruntime. Raises `ModelError` where `backend` cannot read it."""
+    """Whether a folder is an ONNX export, hence for onnxruntime, and not a checkpoint.
+
+    Raises `ModelSettingsError` where `backend` cannot read it, `ModelNotFoundError` where it is neither."""
     is_onnx = (folder / f"{kind}.json").exists()
     if backend in ("onnx", "native") and not is_onnx:
         raise ModelSettingsError(
@@ -61,6 +63,8 @@ def is_onnx_folder(folder: Path, kind: Kind, backend: str) -> bool:
         )
     if backend == "torch" and is_onnx:
         raise ModelSettingsError(f"{folder} is an ONNX export, which backend 'torch' cannot read: use backend 'onnx'")
+    if not is_onnx and not any((folder / name).exists() for name in ("config.json", "modules.json")):
+        raise ModelNotFoundError(f"{folder}: no {kind} in it (expected {kind}.json, or a checkpoint with config.json)")
     return is_onnx
 
 

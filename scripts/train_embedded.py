@@ -11,6 +11,9 @@ import argparse
 import sys
 from pathlib import Path
 
+from hybrid_retrieval.errors import HybridRetrievalError
+from hybrid_retrieval.optional import require
+
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -36,9 +39,14 @@ def main() -> int:
     parser.add_argument("--resume", action="store_true", help="go on from the checkpoints in --work")
     arguments = parser.parse_args()
 
-    from hybrid_retrieval.training.run import run
+    try:
+        require("torch", "training")
+        from hybrid_retrieval.training.run import run
 
-    return 0 if run(**vars(arguments)) else 130
+        return 0 if run(**vars(arguments)) else 130
+    except (HybridRetrievalError, OSError) as error:
+        print(f"train_embedded.py: error: {error}", file=sys.stderr)
+        return error.exit_code if isinstance(error, HybridRetrievalError) else 1
 
 
 if __name__ == "__main__":

