@@ -129,7 +129,7 @@ def rerank(found: dict, reranker: Reranker, *, sample: int, depth: int) -> dict[
     seconds = []
     for query in found["queries"][: sample or None]:
         began = time.perf_counter()
-        logits = reranker.score_tokens(query["query"], reranker.tokenize(query["texts"][:depth])).logits
+        logits = reranker.score([(query["query"], text) for text in query["texts"][:depth]])
         seconds.append(time.perf_counter() - began)
         for w in WEIGHTS:
             mixed = w * z(logits) + (1 - w) * z(np.array(query["scores"][:depth]))

@@ -13,14 +13,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import random
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from peers.process import PeerProcess, machine_facts
 
 WORKER = Path(__file__).parent / "peers" / "worker.py"
 OURS, EXACT = "hybrid-retrieval", "hybrid-retrieval-exact"
@@ -86,32 +85,12 @@ def ndcg_at_10(ids: list[int], relevant: list[int]) -> float:
     return float(gains / sum(1 / np.log2(rank + 2) for rank in range(min(10, len(relevant)))))
 
 
-class Worker:
-    """A system in a process of its own."""
-
-    def __init__(self, system: str, python: str, vectors: Path, work: Path, threads: int) -> None:
-        command = [python, str(WORKER), system, str(vectors), str(work / f"index-{system}"), str(threads)]
-        log = (work / f"{system}.log").open("w")
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True)
-        self.system, self.log = system, log.name
-        self.facts = self._read()
-
-    def ask(self, query: int, k: int) -> dict[str, Any]:
-        assert self.process.stdin is not None
-        self.process.stdin.write(json.dumps({"query": query, "k": k}) + "\n")
-        self.process.stdin.flush()
-        return self._read()
-
-    def _read(self) -> dict[str, Any]:
-        assert self.process.stdout is not None
-        line = self.process.stdout.readline()
-        if not line:
-            raise SystemExit(f"{self.system} ended early: see {self.log}")
-        answer: dict[str, Any] = json.loads(line)
-        return answer
+def start(system: str, python: str, vectors: Path, work: Path, threads: int) -> PeerProcess:
+    command = [python, str(WORKER), system, str(vectors), str(work / f"index-{system}"), str(threads)]
+    return PeerProcess(system, command, work / f"{system}.log")
 
 
-def measure(workers: list[Worker], vectors: Any, ks: list[int], rounds: int) -> dict[str, Any]:
+def measure(workers: list[PeerProcess], vectors: Any, ks: list[int], rounds: int) -> dict[str, Any]:
     count, relevant = len(vectors["query_offsets"]) - 1, json.loads(str(vectors["relevant"]))
     float_top = oracle(vectors, max(ks))
     found: dict[str, Any] = {worker.system: {"build": worker.facts, "k": {}} for worker in workers}
@@ -119,11 +98,11 @@ def measure(workers: list[Worker], vectors: Any, ks: list[int], rounds: int) -> 
         times: dict[str, list[float]] = {worker.system: [] for worker in workers}
         tops: dict[str, list[list[int]]] = {worker.system: [] for worker in workers}
         for worker in workers:
-            worker.ask(0, k)  # the first call of a k pays for what later ones find ready
+            worker.ask(query=0, k=k)  # the first call of a k pays for what later ones find ready
         for turn in range(rounds):
             for query in range(count):
                 for worker in workers:
-                    answer = worker.ask(query, k)
+                    answer = worker.ask(query=query, k=k)
                     times[worker.system].append(answer["ms"])
                     found[worker.system]["rss_mb"] = answer["rss_mb"]
                     if turn == 0:
@@ -179,19 +158,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
-    from hybrid_retrieval.kernels import dispatch
-
     report: dict[str, Any] = {
-        "machine": f"{platform.machine()}, {platform.processor() or platform.system()}",
-        "cpu": next(
-            (
-                line.split(":")[1].strip()
-                for line in Path("/proc/cpuinfo").read_text().splitlines()
-                if line.startswith("model name")
-            ),
-            "",
-        ),
-        "kernels": dispatch.variant(),
+        **machine_facts(),
         "threads": arguments.threads,
         "command": " ".join(sys.argv),
         "sets": {},
@@ -202,7 +170,7 @@ def main() -> None:
         systems = [(OURS, sys.executable), (EXACT, sys.executable)]
         systems += [(peer.partition("=")[0], peer.partition("=")[2]) for peer in arguments.peer]
         # One after the other: builds do not compete.
-        workers = [Worker(system, python, path, arguments.work, arguments.threads) for system, python in systems]
+        workers = [start(*system, path, arguments.work, arguments.threads) for system in systems]
         report["sets"][name] = measure(workers, np.load(path), arguments.k, arguments.rounds)
         for worker in workers:
             worker.process.kill()

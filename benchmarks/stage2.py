@@ -18,9 +18,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import random
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -28,6 +26,7 @@ from typing import Any
 
 import numpy as np
 from peers.cross_models import forms, make
+from peers.process import PeerProcess, machine_facts
 
 from hybrid_retrieval.corpus.queries import read_qrels, read_queries
 
@@ -61,30 +60,10 @@ def windows_of(questions: Questions) -> Questions:
     return found
 
 
-class Worker:
-    """A system in a process of its own."""
-
-    def __init__(self, system: str, python: str, model: Path, pairs: Path, work: Path, threads: int) -> None:
-        kind = system.removesuffix(" (embedded)")
-        log = (work / f"{system.replace(' ', '-')}.log").open("w")
-        command = [python, str(WORKER), kind, str(model), str(pairs), str(threads)]
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True)
-        self.system, self.log = system, log.name
-        self.facts = self._read()
-
-    def ask(self, name: str, question: int) -> dict[str, Any]:
-        assert self.process.stdin is not None
-        self.process.stdin.write(json.dumps({"set": name, "question": question}) + "\n")
-        self.process.stdin.flush()
-        return self._read()
-
-    def _read(self) -> dict[str, Any]:
-        assert self.process.stdout is not None
-        line = self.process.stdout.readline()
-        if not line:
-            raise SystemExit(f"{self.system} ended early: see {self.log}")
-        answer: dict[str, Any] = json.loads(line)
-        return answer
+def start(system: str, python: str, model: Path, pairs: Path, work: Path, threads: int) -> PeerProcess:
+    kind = system.removesuffix(" (embedded)")
+    command = [python, str(WORKER), kind, str(model), str(pairs), str(threads)]
+    return PeerProcess(system, command, work / f"{system.replace(' ', '-')}.log")
 
 
 def kendall_tau_b(a: np.ndarray, b: np.ndarray) -> float:
@@ -95,17 +74,17 @@ def kendall_tau_b(a: np.ndarray, b: np.ndarray) -> float:
     return float((x * y).sum() / size) if size else 1.0
 
 
-def measure(workers: list[Worker], name: str, questions: Questions, rounds: int) -> dict[str, Any]:
+def measure(workers: list[PeerProcess], name: str, questions: Questions, rounds: int) -> dict[str, Any]:
     times: dict[str, list[list[float]]] = {w.system: [[] for _ in questions] for w in workers}
     logits: dict[str, list[np.ndarray]] = {w.system: [] for w in workers}
     memory: dict[str, float] = {}
     for worker in workers:
-        worker.ask(name, 0)  # the first call pays for what later ones find ready
+        worker.ask(set=name, question=0)  # the first call pays for what later ones find ready
     for turn in range(rounds):
         for i in range(len(questions)):
             # The order turns, so that no system always runs behind the same neighbour.
             for worker in workers[turn % len(workers) :] + workers[: turn % len(workers)]:
-                answer = worker.ask(name, i)
+                answer = worker.ask(set=name, question=i)
                 times[worker.system][i].append(answer["s"])
                 memory[worker.system] = answer["rss_mb"]
                 if turn == 0:
@@ -157,7 +136,6 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
     arguments = parser.parse_args()
-    from hybrid_retrieval.kernels import dispatch
     from hybrid_retrieval.model_files import EMBEDDED_FOLDER
 
     work = arguments.work / f"{arguments.shape}-{arguments.layers}"
@@ -177,19 +155,10 @@ def main() -> None:
     if arguments.embedded:
         own = [system for system in ("hybrid-retrieval", "hybrid-retrieval-onnx") if system not in arguments.leave_out]
         systems += [(f"{system} (embedded)", sys.executable, EMBEDDED_FOLDER) for system in own]
-    start = time.perf_counter()
-    workers = [Worker(*system, file, work, arguments.threads) for system in systems]
+    began = time.perf_counter()
+    workers = [start(*system, file, work, arguments.threads) for system in systems]
     report: dict[str, Any] = {
-        "machine": f"{platform.machine()}, {platform.processor() or platform.system()}",
-        "cpu": next(
-            (
-                line.split(":")[1].strip()
-                for line in Path("/proc/cpuinfo").read_text().splitlines()
-                if line.startswith("model name")
-            ),
-            "",
-        ),
-        "kernels": dispatch.variant(),
+        **machine_facts(),
         "threads": arguments.threads,
         "shape": arguments.shape,
         "layers": arguments.layers,
@@ -200,7 +169,7 @@ def main() -> None:
     for name, questions in pairs.items():
         report["sets"][name] = measure(workers, name, questions, arguments.rounds)
         show(name, questions, report["sets"][name])
-        report["seconds"] = time.perf_counter() - start
+        report["seconds"] = time.perf_counter() - began
         arguments.out.parent.mkdir(parents=True, exist_ok=True)
         arguments.out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     for worker in workers:

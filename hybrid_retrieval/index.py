@@ -137,10 +137,9 @@ class Index:
     ) -> Ranking:
         """The k best passages by MaxSim.
 
-        query_vectors: float [Lq, D]. bound: fill in the ranking's `recall_bound`, at the cost of reading every code
-        and, the first time, of decoding every token. The rest: see `search_rows`.
+        query_vectors: float [Lq, D]. bound: fill in the ranking's `recall_bound`. See `Searcher.search`.
         """
-        rows, scores, recall_bound = self._searcher.search_bounded(
+        rows, scores, recall_bound = self._searcher.search(
             query_vectors,
             k=k,
             exact=exact,
@@ -159,25 +158,10 @@ class Index:
             recall_bound=recall_bound,
         )
 
-    def search_rows(
-        self,
-        query_vectors: NDArray[Any],
-        *,
-        k: int,
-        exact: bool = False,
-        nprobe: int = 0,
-        num_candidates: int = 0,
-        threads: int = 0,
-    ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-        """(rows int64 [n], MaxSim float32 [n]), best first, ties by row; n is k or the number of passages.
-
-        exact: score every passage. nprobe: centroids that each query token probes. num_candidates: passages
-        that survive pruning. 0 chooses both from k. threads: 0 means every core. Raises `QueryError`,
-        `ArrayError`.
-        """
-        return self._searcher.search(
-            query_vectors, k=k, exact=exact, nprobe=nprobe, num_candidates=num_candidates, threads=threads
-        )
+    @property
+    def searcher(self) -> Searcher:
+        """Stage 1 without passages: rows and scores, which `passage`, `token_vectors` and `reranker_tokens` take."""
+        return self._searcher
 
     def verify(self) -> list[str]:
         """Read all of the newest version and return what is wrong with it."""

@@ -195,7 +195,7 @@ class Pipeline:
         with _timed(timings, "encode"):
             vectors = self.encoder.encode_query(text)
         with _timed(timings, "search"):
-            rows, scores = self.index.search_rows(
+            rows, scores, _ = self.index.searcher.search(
                 vectors, k=k, exact=search.exact, nprobe=search.nprobe, threads=search.threads
             )
         return _Candidates(text, rows, scores, timings)
@@ -204,11 +204,11 @@ class Pipeline:
         self, reranker: Reranker, texts: Sequence[str], k: int, rescored: int, deadline_ms: float | None
     ) -> list[Ranking]:
         began = time.perf_counter()
-        deadline: list[Plan] = [] if deadline_ms is None else [Deadline(reranker, began + deadline_ms / 1e3)]
+        deadline: list[Plan] = [] if deadline_ms is None else [Deadline(reranker.scorer, began + deadline_ms / 1e3)]
         found = [self._retrieve(text, max(k, rescored)) for text in texts]
         works = [self._work(reranker, candidates, rescored) for candidates in found]
         plans = [deadline + self._early_stop(reranker, candidates, k) for candidates in found]
-        rescore(reranker, list(zip(works, plans, strict=True)))
+        rescore(reranker.scorer, list(zip(works, plans, strict=True)))
         return [
             self._fused_ranking(reranker, candidates, work, k, deadline_ms)
             for candidates, work in zip(found, works, strict=True)

@@ -49,7 +49,7 @@ def test_a_search_finds_the_passage_that_the_words_come_from(index: Index) -> No
 
 def test_the_score_is_the_best_windows(index: Index) -> None:
     query = HashEncoder().encode_query("word1 word2 word3")
-    rows, scores = index.search_rows(query, k=30, exact=True)
+    rows, scores, _ = index.searcher.search(query, k=30, exact=True)
     for row, score in zip(rows.tolist(), scores.tolist(), strict=True):
         best = max(float((query @ window.T).max(axis=1).sum()) for window in index.token_vectors(row))
         assert score == pytest.approx(best, rel=1e-4, abs=1e-4)

@@ -136,14 +136,14 @@ def test_a_deadline_in_between_rescores_the_first_candidates(
     plain = with_reranker(pipeline, reranker)
     whole = plain.query("capital city", k=9)
     now = [0.0]
-    score = reranker.score_pairs
+    score = reranker.scorer.score_pairs
 
     def scoring(groups: Any) -> Any:
         now[0] += sum(map(len, groups))
         return score(groups)
 
-    monkeypatch.setattr(reranker, "score_pairs", scoring)
-    monkeypatch.setattr(reranker, "predict_seconds", lambda pairs: float(len(pairs)))
+    monkeypatch.setattr(reranker.scorer, "score_pairs", scoring)
+    monkeypatch.setattr(reranker.scorer, "predict_seconds", lambda pairs: float(len(pairs)))
     monkeypatch.setattr("time.perf_counter", lambda: now[0])
     monkeypatch.setattr(Deadline.__init__, "__defaults__", (lambda: now[0],))
     ranking = plain.query("capital city", k=9, deadline_ms=5500)

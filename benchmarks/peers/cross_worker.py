@@ -32,10 +32,10 @@ Score = Callable[[str, list[str]], Any]
 
 
 def hybrid_retrieval(folder: str, backend: str) -> Score:
-    """With its own defaults: batches under a token budget, longest with longest."""
+    """With its own defaults (batches under a token budget, longest with longest), but no memory of earlier pairs."""
     from hybrid_retrieval import Reranker
 
-    reranker = Reranker.load(folder, backend=backend, threads=int(THREADS))
+    reranker = Reranker.load(folder, backend=backend, threads=int(THREADS), cached_pairs=0)
     return lambda query, passages: reranker.score([(query, passage) for passage in passages])
 
 

@@ -18,9 +18,11 @@ from hybrid_retrieval.rerankers import Reranker
 
 
 def open_both_stages(config: PipelineConfig, index: str | Path | Index) -> Pipeline:
-    """The pipeline of a configuration with the fusion that is to be fitted left out. Raises `ConfigError` where it has
-    no reranker."""
-    pipeline = Pipeline.from_config(dataclasses.replace(config, fusion=FusionConfig("reranker")), index=index)
+    """The pipeline of a configuration without the fusion that is to be fitted, and without early stop: a fit needs
+    every candidate's logit. Raises `ConfigError` where it has no reranker."""
+    search = dataclasses.replace(config.search, early_stop=False)
+    config = dataclasses.replace(config, fusion=FusionConfig("reranker"), search=search)
+    pipeline = Pipeline.from_config(config, index=index)
     _reranker_of(pipeline)
     return pipeline
 

@@ -1,5 +1,5 @@
 """Cross-encoders: (query, passage) pairs to logits, one interface over onnxruntime and torch."""
 
-from hybrid_retrieval.rerankers.reranker import Reranker, Scores
+from hybrid_retrieval.rerankers.reranker import Reranker
 
-__all__ = ["Reranker", "Scores"]
+__all__ = ["Reranker"]

@@ -4,31 +4,20 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hybrid_retrieval.batching import Batches, pad, plan_batches
-from hybrid_retrieval.cache import Cache, CacheInfo, digest
-from hybrid_retrieval.errors import InputError, ModelError
+from hybrid_retrieval.cache import CacheInfo, digest
+from hybrid_retrieval.errors import InputError
 from hybrid_retrieval.model_files import lasting_name, resolve
 from hybrid_retrieval.ragged import Ragged
 from hybrid_retrieval.rerankers.backend import RerankerBackend
 from hybrid_retrieval.rerankers.loading import load_parts
-from hybrid_retrieval.rerankers.pace import Pace
 from hybrid_retrieval.rerankers.pairs import Ids, LongPassages, PairConvention, Pairs, Truncation, cut, window_spans
+from hybrid_retrieval.rerankers.scoring import PairScorer
 from hybrid_retrieval.types import Passage, Ranking, best_first, check_count, check_query, is_blank, is_unicode
-
-
-@dataclass(frozen=True, slots=True)
-class Scores:
-    """logits: float32 [N], raw. truncated, windowed: how many of the N pairs were cut, and how many split."""
-
-    logits: NDArray[np.float32]
-    truncated: int
-    windowed: int
 
 
 class Reranker:
@@ -37,8 +26,8 @@ class Reranker:
     name: what the model calls itself. tokenizer_identity: SHA-256 (hex) of its tokenizer; passage tokens stored
     under the same identity can be scored directly. identity: the same over weights, tokenizer and convention.
     max_tokens: of a pair, where it is cut or split; longest_tokens: the most that the model could read.
-    lanes: rows that its backend works on side by side. fusion_weight: the weight that the model's files recommend for
-    fusion with MaxSim, or None.
+    fusion_weight: the weight that the model's files recommend for fusion with MaxSim, or None. scorer: what scores the
+    pairs that `pair` makes.
     """
 
     def __init__(
@@ -64,13 +53,21 @@ class Reranker:
         self.source: str | None = None
         self.name, self.identity, self.tokenizer_identity = name, identity, tokenizer_identity
         self.max_tokens, self.max_query_tokens, self.fusion_weight = max_tokens, max_query_tokens, fusion_weight
-        self.longest_tokens, self.lanes = longest_tokens, backend.lanes
-        self._convention, self._tokenizer, self._backend = convention, tokenizer, backend
+        self.longest_tokens = longest_tokens
+        self._convention, self._tokenizer = convention, tokenizer
         self._truncation, self._long_passages = truncation, long_passages
         self._window_overlap, self._max_passage_tokens = window_overlap, max_passage_tokens
-        self._batches, self._pace = Batches(batch_tokens, name), Pace()
-        self._cache: Cache[float] = Cache(cached_pairs)
         self._key = digest(identity)
+        word = tokenizer.encode("a", add_special_tokens=False).ids
+        self.scorer = PairScorer(
+            name,
+            convention,
+            backend,
+            mean=long_passages == "mean",
+            batch_tokens=batch_tokens,
+            cached_pairs=cached_pairs,
+            word=word,
+        )
 
     @classmethod
     def load(
@@ -148,7 +145,7 @@ class Reranker:
 
         groups = [self.pair(query, passages.take(chosen), name(chosen)) for query, chosen in by_query.items()]
         logits = np.empty(len(pairs), np.float32)
-        for chosen, found in zip(by_query.values(), self.score_pairs(groups), strict=True):
+        for chosen, found in zip(by_query.values(), self.scorer.score_pairs(groups), strict=True):
             logits[chosen] = found
         return logits
 
@@ -167,7 +164,7 @@ class Reranker:
         start = time.perf_counter()
         tokens = self.tokenize([passage.content() for passage in given])
         pairs = self.pair(query, tokens, lambda i: f"passage '{given[i].passage_id}'")
-        (logits,) = self.score_pairs([pairs])
+        (logits,) = self.scorer.score_pairs([pairs])
         elapsed = (time.perf_counter() - start) * 1e3
         order = best_first(logits, int(k))
         return Ranking(
@@ -191,12 +188,6 @@ class Reranker:
                 raise InputError(f"passage {position} of {len(texts)} is not valid Unicode")
         encodings = self._tokenizer.encode_batch(list(texts), add_special_tokens=False)
         return Ragged.from_rows([encoding.ids for encoding in encodings], dtype=np.int32)
-
-    def score_tokens(self, query: str, passages: Ragged) -> Scores:
-        """Logits of one query against N passages given as token ids (as `tokenize` makes them)."""
-        pairs = self.pair(query, passages)
-        (logits,) = self.score_pairs([pairs])
-        return Scores(logits, int(np.count_nonzero(pairs.query_cut | pairs.passage_cut)), pairs.windowed)
 
     def pair(self, query: str, passages: Ragged, name: Callable[[int], str] = "passage {}".format) -> Pairs:
         """One query, tokenised here, with N passages given as token ids; cut or split as the options say.
@@ -237,68 +228,9 @@ class Reranker:
             name,
         )
 
-    def score_pairs(self, groups: Sequence[Pairs]) -> list[NDArray[np.float32]]:
-        """Logits float32 [N] of each group, the pairs of all groups batched together, longest with longest.
-
-        Raises `ModelError` that names the pair for a logit that is NaN or infinite.
-        """
-        rows = [row for group in groups for row in group.rows]
-        starts = [start for group in groups for start in group.passage_starts]
-        keys = [key for group in groups for key in group.keys]
-        logits = np.empty(len(rows), np.float32)
-        waiting = []
-        for i, key in enumerate(keys):
-            known = self._cache.get(key)
-            if known is None:
-                waiting.append(i)
-            else:
-                logits[i] = known
-
-        def forward(batch: list[int]) -> None:
-            chosen = [waiting[position] for position in batch]
-            found = self._forward([rows[i] for i in chosen], [starts[i] for i in chosen])
-            for i, logit in zip(chosen, found.tolist(), strict=True):
-                if not np.isfinite(logit):
-                    raise ModelError(f"{self.name} gave the logit {logit} for {_describe(groups, i)}")
-                self._cache.put(keys[i], logit)
-            logits[chosen] = found
-
-        self._batches.run([len(rows[i]) for i in waiting], forward)
-        bounds = np.cumsum([0, *(len(group.rows) for group in groups)]).tolist()
-        return [
-            self._pool(logits[bound : bound + len(group.rows)], group.offsets)
-            for bound, group in zip(bounds, groups, strict=False)
-        ]
-
-    def predict_seconds(self, pairs: Pairs) -> float | None:
-        """How long `score_pairs` will take at most, as far as batches so far tell; None before the first.
-
-        Scores that are remembered cost nothing.
-        """
-        lengths = [len(row) for row, key in zip(pairs.rows, pairs.keys, strict=True) if key not in self._cache]
-        total = 0.0
-        for batch in plan_batches(lengths, self._batches.tokens):
-            seconds = self._pace.predict(self._cost_tokens([lengths[i] for i in batch]))
-            if seconds is None:
-                return None
-            total += seconds
-        return total
-
-    def probe(self, seconds: float) -> None:
-        """Learn the pace from two tiny batches, after one to warm up; none is begun that is known not to fit in
-        `seconds`."""
-        ends = time.perf_counter() + seconds
-        word = self._tokenizer.encode("a", add_special_tokens=False).ids
-        for length in (4, 4, 16):
-            rows = [self._convention.join(word * length, word * length)] * self.lanes
-            predicted = self._pace.predict(self._cost_tokens([len(row) for row in rows]))
-            if predicted is not None and predicted > ends - time.perf_counter():
-                return
-            self._forward(rows, [self._convention.passage_start(len(word) * length)] * self.lanes)
-
     def cache_info(self) -> CacheInfo:
         """The cache of pair scores: hits, misses, entries, capacity. A passage in windows counts once for each."""
-        return self._cache.info()
+        return self.scorer.cache_info()
 
     def notes(self, pairs: Pairs) -> tuple[str, ...]:
         """What a reader of these pairs' scores should know: what was cut, what was split."""
@@ -320,40 +252,6 @@ class Reranker:
         if cut_queries:
             notes.append(f"the query was cut in {cut_queries} of {len(pairs)} pairs, to leave the passage room")
         return tuple(notes)
-
-    def _forward(self, rows: Sequence[NDArray[np.int32]], starts: Sequence[int]) -> NDArray[np.float32]:
-        """Logits [B] of one batch; how long it took is learned."""
-        ids, mask = pad(rows, self._convention.pad_id)
-        types = None
-        if self._convention.token_types:
-            types = (np.arange(ids.shape[1]) >= np.array(starts)[:, None]).astype(np.int64) * mask
-        began = time.perf_counter()
-        logits = self._backend.forward(ids, mask, types)
-        self._pace.observe(self._cost_tokens([len(row) for row in rows]), time.perf_counter() - began)
-        return logits
-
-    def _cost_tokens(self, lengths: Sequence[int]) -> int:
-        """Tokens of a batch as it is paid for: every row as the longest, and every lane busy to the end."""
-        return max(lengths) * -(-len(lengths) // self.lanes) * self.lanes
-
-    def _pool(self, logits: NDArray[np.float32], offsets: NDArray[np.int64]) -> NDArray[np.float32]:
-        """One logit a passage from those of its windows."""
-        if len(logits) == len(offsets) - 1:
-            return logits
-        if self._long_passages == "mean":
-            sums = np.add.reduceat(logits.astype(np.float64), offsets[:-1])
-            return (sums / np.diff(offsets)).astype(np.float32)
-        best: NDArray[np.float32] = np.maximum.reduceat(logits, offsets[:-1])
-        return best
-
-
-def _describe(groups: Sequence[Pairs], row: int) -> str:
-    """The pair that row `row` of all groups belongs to."""
-    for group in groups:
-        if row < len(group.rows):
-            return f"{group.name_of_row(row)} with the query '{group.query:.80}'"
-        row -= len(group.rows)
-    raise IndexError(f"no row {row}")
 
 
 def _as_passage(value: str | Passage | Mapping[str, Any], position: int) -> Passage:

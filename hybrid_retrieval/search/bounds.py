@@ -64,7 +64,7 @@ def row_bounds(bounds: Float32, segment: Segment, rows: Int64) -> Float32:
     while start < len(rows):
         done = ends[start - 1] if start else 0
         stop = max(start + 1, int(np.searchsorted(ends, done + BLOCK_TOKENS, side="right")))
-        windows = _windows(segment, rows[start:stop])
+        windows, first = segment.windows_of(rows[start:stop])
         begins = segment.token_offsets[windows]
         lengths = segment.token_offsets[windows + 1] - begins
         filled = lengths > 0
@@ -74,15 +74,9 @@ def row_bounds(bounds: Float32, segment: Segment, rows: Int64) -> Float32:
         )
         sums = np.full(len(windows), -np.inf, np.float32)
         sums[filled] = best.sum(axis=0, dtype=np.float32)
-        counts = segment.window_offsets[rows[start:stop] + 1] - segment.window_offsets[rows[start:stop]]
-        result[start:stop] = np.maximum.reduceat(sums, np.cumsum(counts) - counts)
+        result[start:stop] = np.maximum.reduceat(sums, first)
         start = stop
     return result
-
-
-def _windows(segment: Segment, rows: Int64) -> Int64:
-    starts = segment.window_offsets[rows]
-    return expand_spans(starts, segment.window_offsets[rows + 1] - starts)
 
 
 def recall_bound(scores: Float32, query: Float32, most: float) -> float:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from functools import cached_property
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,11 +12,10 @@ from hybrid_retrieval.codec.assignment import available_threads
 from hybrid_retrieval.config import MOST_THREADS
 from hybrid_retrieval.errors import ArrayError, IndexDamagedError
 from hybrid_retrieval.kernels import dispatch
-from hybrid_retrieval.ragged import expand_spans
 from hybrid_retrieval.search.bounds import centroid_spreads, recall_bound, row_bounds, similarity_bounds
 from hybrid_retrieval.search.native import LONGEST_VECTOR, NativeCodec
 from hybrid_retrieval.search.steps import approximate_scores, candidate_windows, centroid_scores, exact_scores
-from hybrid_retrieval.storage import Segment, Snapshot
+from hybrid_retrieval.storage import Snapshot
 from hybrid_retrieval.types import best_first, check_count
 
 Int64 = NDArray[np.int64]
@@ -27,6 +27,14 @@ CANDIDATES, CANDIDATES_PER_K = 128, 5
 # The native kernels approximate every window of an index of up to this many tokens, a few milliseconds' work, and
 # leave the inverted lists to larger ones.
 TOKENS_WITHOUT_LISTS = 4_000_000
+
+
+class Found(NamedTuple):
+    """What a search found. rows: int64 [n]. scores: float32 [n], MaxSim. recall_bound: see `Searcher.search`."""
+
+    rows: Int64
+    scores: Float32
+    recall_bound: float | None
 
 
 class Searcher:
@@ -41,7 +49,7 @@ class Searcher:
         self._packed = [codec.packed(segment.codes, segment.residuals) for segment in snapshot.segments]
         variant = dispatch.variant() if codec.dimensions <= LONGEST_VECTOR else dispatch.NUMPY
         self._native = None if variant == dispatch.NUMPY else NativeCodec(codec, variant)
-        self._spreads: list[Any] = [None for _ in snapshot.segments]
+        self._spreads: list[Float32 | None] = [None for _ in snapshot.segments]
         # Pages of zeros cost nothing before they are written to.
         self._inverse_norms = [np.zeros(len(segment.codes), np.float32) for segment in snapshot.segments]
 
@@ -54,25 +62,9 @@ class Searcher:
         nprobe: int = 0,
         num_candidates: int = 0,
         threads: int = 0,
-    ) -> tuple[Int64, Float32]:
-        """`search_bounded` without the bound."""
-        rows, scores, _ = self.search_bounded(
-            query_vectors, k=k, exact=exact, nprobe=nprobe, num_candidates=num_candidates, threads=threads, bound=False
-        )
-        return rows, scores
-
-    def search_bounded(
-        self,
-        query_vectors: NDArray[Any],
-        *,
-        k: int,
-        exact: bool = False,
-        nprobe: int = 0,
-        num_candidates: int = 0,
-        threads: int = 0,
-        bound: bool = True,
-    ) -> tuple[Int64, Float32, float | None]:
-        """The k best passages, best first, ties by row: (rows int64 [n], MaxSim float32 [n], recall bound).
+        bound: bool = False,
+    ) -> Found:
+        """The k best passages, best first, ties by row.
 
         query_vectors: float [Lq, D], finite. exact: score every passage. nprobe: centroids that each query
         token probes, 0 chooses from k. num_candidates: passages that are scored exactly, 0 chooses from k,
@@ -98,10 +90,10 @@ class Searcher:
 
     def _search(
         self, query: Float32, k: int, exact: bool, nprobe: int, num_candidates: int, threads: int, bound: bool
-    ) -> tuple[Int64, Float32, float | None]:
+    ) -> Found:
         width = max(k, num_candidates or CANDIDATES + CANDIDATES_PER_K * k)
         nprobe = nprobe or NPROBE + int(NPROBE_PER_K * k)
-        rows = every = [self._all_rows(segment) for segment in self.snapshot.segments]
+        rows = self._all_rows
         prune = not exact and width < sum(map(len, rows))
         if self._native is not None:
             centroid = self._native.centroid_scores(query)
@@ -113,7 +105,7 @@ class Searcher:
         for segment, packed, norms, local in zip(
             self.snapshot.segments, self._packed, self._inverse_norms, rows, strict=True
         ):
-            windows, first = _windows_of(segment, local)
+            windows, first = segment.windows_of(local)
             if self._native is not None:
                 found = self._native.exact_scores(query, centroid, segment, norms, windows, threads)
             else:
@@ -124,17 +116,20 @@ class Searcher:
         )
         all_scores = np.concatenate(scores)
         best = best_first(all_scores, k)
-        sure = self._recall_bound(query, all_scores[best], every, rows) if bound else None
-        return all_rows[best], all_scores[best], sure
+        sure = self._recall_bound(query, all_scores[best], rows) if bound else None
+        return Found(all_rows[best], all_scores[best], sure)
 
-    def _recall_bound(self, query: Float32, scores: Float32, every: list[Int64], scored: list[Int64]) -> float:
+    def _recall_bound(self, query: Float32, scores: Float32, scored: list[Int64]) -> float:
         most = -np.inf
-        for number, (segment, rows, kept) in enumerate(zip(self.snapshot.segments, every, scored, strict=True)):
+        for number, (segment, rows, kept) in enumerate(
+            zip(self.snapshot.segments, self._all_rows, scored, strict=True)
+        ):
             rest = np.setdiff1d(rows, kept, assume_unique=True)
             if len(rest):
-                if self._spreads[number] is None:
-                    self._spreads[number] = centroid_spreads(self._packed[number])
-                bounds = similarity_bounds(query, self.snapshot.codec.centroids, self._spreads[number])
+                spreads = self._spreads[number]
+                if spreads is None:
+                    spreads = self._spreads[number] = centroid_spreads(self._packed[number])
+                bounds = similarity_bounds(query, self.snapshot.codec.centroids, spreads)
                 most = max(most, float(row_bounds(bounds, segment, rest).max()))
         return recall_bound(scores, query, most)
 
@@ -150,10 +145,13 @@ class Searcher:
             raise ArrayError("query vectors must be finite, got a NaN or an infinity")
         return np.ascontiguousarray(query, np.float32)
 
-    def _all_rows(self, segment: Segment) -> Int64:
-        """Rows of a segment that can be found: not deleted, and with at least one vector."""
-        ends = segment.token_offsets[segment.window_offsets]
-        return np.flatnonzero((np.diff(ends) > 0) & ~segment.deleted)
+    @cached_property
+    def _all_rows(self) -> list[Int64]:
+        """Rows of each segment that can be found: not deleted, and with at least one vector."""
+        return [
+            np.flatnonzero((np.diff(segment.token_offsets[segment.window_offsets]) > 0) & ~segment.deleted)
+            for segment in self.snapshot.segments
+        ]
 
     def _pruned(self, query: Float32, rows: list[Int64], width: int, nprobe: int) -> list[Int64]:
         """The `width` rows of the best approximate scores, rising, for each segment."""
@@ -163,8 +161,7 @@ class Searcher:
             allowed = None
             if len(local) < segment.num_passages:
                 allowed = np.zeros(segment.num_windows, np.bool_)
-                starts = segment.window_offsets[local]
-                allowed[expand_spans(starts, segment.window_offsets[local + 1] - starts)] = True
+                allowed[segment.windows_of(local)[0]] = True
             found = candidate_windows(scores, segment.lists, segment.list_offsets, nprobe, allowed)
             owners = np.searchsorted(segment.window_offsets, found.windows, side="right") - 1
             # A passage that no probed list names still has a bound: it fills up what candidates leave of the
@@ -190,7 +187,7 @@ class Searcher:
         for segment, local in zip(self.snapshot.segments, rows, strict=True):
             by_row = np.full(segment.num_passages, -1, np.int32)
             if len(segment.codes) <= TOKENS_WITHOUT_LISTS:
-                windows, first = _windows_of(segment, local)
+                windows, first = segment.windows_of(local)
                 found = native.approximate_scores(table, segment, windows, threads)
                 by_row[local] = np.maximum.reduceat(found, first) if len(local) else found
             else:
@@ -201,13 +198,6 @@ class Searcher:
                 np.maximum.at(by_row, owners[kept], found)
             approximate.append(by_row[local])
         return _best_rows(rows, approximate, width)
-
-
-def _windows_of(segment: Segment, rows: Int64) -> tuple[Int64, Int64]:
-    """All windows of rows, and where among them each row's begin."""
-    starts = segment.window_offsets[rows]
-    lengths = segment.window_offsets[rows + 1] - starts
-    return expand_spans(starts, lengths), np.cumsum(lengths) - lengths
 
 
 def _best_rows(rows: list[Int64], scores: list[NDArray[Any]], width: int) -> list[Int64]:

@@ -121,6 +121,12 @@ class Segment:
         """Windows, those of deleted passages included."""
         return len(self.token_offsets) - 1
 
+    def windows_of(self, rows: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """All windows of rows, and where among them each row's begin."""
+        starts = self.window_offsets[rows]
+        lengths = self.window_offsets[rows + 1] - starts
+        return expand_spans(starts, lengths), np.cumsum(lengths) - lengths
+
     def passage_id(self, row: int) -> str:
         """The id of a row."""
         return _text(self.ids, row)

@@ -57,9 +57,10 @@ def test_the_batch_budget_changes_nothing(folder: Path, reranker: Reranker, batc
 def test_stored_tokens_score_as_text_does(reranker: Reranker) -> None:
     tokens = reranker.tokenize(PASSAGES)
     assert tokens.data.dtype == np.int32 and tokens.lengths[2] == 40
-    scores = reranker.score_tokens(QUERY, tokens)
-    np.testing.assert_array_equal(scores.logits, reranker.score([(QUERY, passage) for passage in PASSAGES]))
-    assert scores.truncated == 1
+    pairs = reranker.pair(QUERY, tokens)
+    (logits,) = reranker.scorer.score_pairs([pairs])
+    np.testing.assert_array_equal(logits, reranker.score([(QUERY, passage) for passage in PASSAGES]))
+    assert int((pairs.query_cut | pairs.passage_cut).sum()) == 1
 
 
 def test_groups_score_as_each_query_does(folder: Path, reranker: Reranker) -> None:
@@ -70,17 +71,17 @@ def test_groups_score_as_each_query_does(folder: Path, reranker: Reranker) -> No
         reranker.pair("why", tokens.take([])),
         reranker.pair("walk " * 20, tokens.take([1])),
     ]
-    found = reranker.score_pairs(groups)
+    found = reranker.scorer.score_pairs(groups)
     assert [len(logits) for logits in found] == [5, 2, 0, 1]
     assert [int((pairs.query_cut | pairs.passage_cut).sum()) for pairs in groups] == [1, 1, 0, 1]
     apart = Reranker.load(str(folder), long_passages="cut", cached_pairs=0)
     for logits, pairs in zip(found, groups, strict=True):
-        np.testing.assert_allclose(logits, apart.score_pairs([pairs])[0], rtol=1e-5)
+        np.testing.assert_allclose(logits, apart.scorer.score_pairs([pairs])[0], rtol=1e-5)
 
 
 def test_a_part_of_the_pairs_is_scored_as_in_the_whole(reranker: Reranker) -> None:
     pairs = reranker.pair(QUERY, reranker.tokenize(PASSAGES))
-    whole, part = reranker.score_pairs([pairs, pairs.part(1, 4)])
+    whole, part = reranker.scorer.score_pairs([pairs, pairs.part(1, 4)])
     np.testing.assert_array_equal(part, whole[1:4])
     assert len(pairs.part(2, 2)) == 0
 
@@ -139,8 +140,9 @@ def test_a_title_is_read_before_the_text(reranker: Reranker) -> None:
 def test_nothing_to_score_gives_nothing(reranker: Reranker) -> None:
     assert reranker.score([]).shape == (0,)
     assert len(reranker.rank(QUERY, [])) == 0
-    empty = reranker.score_tokens(QUERY, Ragged.from_rows([], dtype=np.int32))
-    assert empty.logits.shape == (0,) and empty.truncated == 0
+    none = reranker.pair(QUERY, Ragged.from_rows([], dtype=np.int32))
+    (empty,) = reranker.scorer.score_pairs([none])
+    assert empty.shape == (0,) and not (none.query_cut | none.passage_cut).any()
 
 
 def test_a_nan_names_the_pair(reranker: Reranker) -> None:
@@ -238,7 +240,7 @@ def test_a_long_passage_is_scored_by_its_windows(folder: Path, policy: Any, pool
     assert dict(zip(ranking.ids, ranking.scores, strict=True))["long"] == reranker.score(pairs)[1]
     (note,) = ranking.notes
     assert "1 of 2 passages did not fit a pair of 24 tokens" in note and "windows" in note
-    assert reranker.score_tokens(QUERY, reranker.tokenize(["a house", LONG])).windowed == 1
+    assert reranker.pair(QUERY, reranker.tokenize(["a house", LONG])).windowed == 1
 
 
 def test_windows_read_every_token_unless_told_to_stop(folder: Path) -> None:
@@ -278,9 +280,9 @@ def test_a_passage_that_fits_is_scored_alike_under_every_policy(folder: Path) ->
 
 
 def test_a_passage_that_the_tokenizer_drops_is_scored_as_an_empty_one(reranker: Reranker) -> None:
-    empty = reranker.score_tokens(QUERY, Ragged.from_rows([[], [5]], dtype=np.int32))
+    (empty,) = reranker.scorer.score_pairs([reranker.pair(QUERY, Ragged.from_rows([[], [5]], dtype=np.int32))])
     query_ids = [*reranker.tokenize([QUERY])[0]]
-    assert empty.logits[0] == pytest.approx(logit([101, *query_ids, 102, 102], len(query_ids) + 2), rel=1e-5)
+    assert empty[0] == pytest.approx(logit([101, *query_ids, 102, 102], len(query_ids) + 2), rel=1e-5)
 
 
 def test_scores_are_remembered_by_tokens_and_change_nothing(folder: Path) -> None:
@@ -300,21 +302,21 @@ def test_the_time_of_pairs_is_predicted_from_batches_before(folder: Path) -> Non
     reranker = Reranker.load(str(folder))
     tokens = reranker.tokenize(PASSAGES)
     pairs = reranker.pair(QUERY, tokens)
-    assert reranker.predict_seconds(pairs) is None
-    reranker.probe(10)
-    alone, all_of_them = reranker.predict_seconds(pairs.part(1, 2)), reranker.predict_seconds(pairs)
+    assert reranker.scorer.predict_seconds(pairs) is None
+    reranker.scorer.probe(10)
+    alone, all_of_them = reranker.scorer.predict_seconds(pairs.part(1, 2)), reranker.scorer.predict_seconds(pairs)
     assert alone is not None and all_of_them is not None and 0 < alone < all_of_them
-    reranker.score_pairs([pairs])
-    assert reranker.predict_seconds(pairs) == 0, "what is remembered costs nothing"
+    reranker.scorer.score_pairs([pairs])
+    assert reranker.scorer.predict_seconds(pairs) == 0, "what is remembered costs nothing"
 
 
 def test_rows_are_paid_for_by_the_lane(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of two lanes, one idles while the other works on a third row."""
     reranker = Reranker.load(str(folder))
     monkeypatch.setattr(reranker, "lanes", 2)
-    reranker.probe(10)
+    reranker.scorer.probe(10)
     pairs = reranker.pair(QUERY, reranker.tokenize(["a house"] * 4))
-    seconds = [reranker.predict_seconds(pairs.part(0, count)) for count in (1, 2, 3, 4)]
+    seconds = [reranker.scorer.predict_seconds(pairs.part(0, count)) for count in (1, 2, 3, 4)]
     assert seconds[0] == seconds[1] < seconds[2] == seconds[3]  # type: ignore[operator]
 
 
@@ -325,9 +327,9 @@ def test_a_probe_that_would_not_fit_is_not_begun(folder: Path, monkeypatch: pyte
     monkeypatch.setattr(
         reranker._backend, "forward", lambda ids, mask, types: calls.append(len(ids)) or forward(ids, mask, types)
     )
-    reranker.probe(10)
+    reranker.scorer.probe(10)
     assert len(calls) == 3
-    reranker.probe(1e-9)
+    reranker.scorer.probe(1e-9)
     assert len(calls) == 3
 
 

@@ -55,7 +55,7 @@ def test_exact_search_is_maxsim_over_the_decoded_vectors(
     for row in (0, 17, 599):
         query = query_for(row, row)
         expected = maxsim(query, vectors)
-        rows, scores = searcher.search(query, k=600, exact=True)
+        rows, scores, _ = searcher.search(query, k=600, exact=True)
         assert rows[0] == row
         np.testing.assert_allclose(scores, expected[rows], **tolerance)
         np.testing.assert_array_equal(np.sort(rows), np.arange(600))
@@ -67,9 +67,9 @@ def test_default_search_finds_what_exact_search_finds_with_the_very_scores(searc
     found = 0
     for row in range(0, 600, 40):
         query = query_for(row, row)
-        rows, scores = searcher.search(query, k=k)
-        exact_rows, _ = searcher.search(query, k=k, exact=True)
-        all_rows, all_scores = searcher.search(query, k=600, exact=True)
+        rows, scores, _ = searcher.search(query, k=k)
+        exact_rows, *_ = searcher.search(query, k=k, exact=True)
+        all_rows, all_scores, _ = searcher.search(query, k=600, exact=True)
         by_row = dict(zip(all_rows.tolist(), all_scores.tolist(), strict=True))
         assert [by_row[r] for r in rows.tolist()] == scores.tolist()
         assert len(rows) == k
@@ -87,12 +87,12 @@ def test_probing_every_centroid_and_keeping_all_candidates_is_exact(searcher: Se
 
 @pytest.mark.parametrize("k", [600, 601, 10_000])
 def test_k_at_or_beyond_the_collection_returns_everything(searcher: Searcher, k: int) -> None:
-    rows, _ = searcher.search(query_for(1), k=k)
+    rows, *_ = searcher.search(query_for(1), k=k)
     assert sorted(rows.tolist()) == list(range(600))
 
 
 def test_the_narrowest_search_still_returns_k(searcher: Searcher) -> None:
-    rows, scores = searcher.search(query_for(1), k=400, nprobe=1, num_candidates=1)
+    rows, scores, _ = searcher.search(query_for(1), k=400, nprobe=1, num_candidates=1)
     assert len(set(rows.tolist())) == 400
     assert np.all(np.isfinite(scores))
 
@@ -123,7 +123,7 @@ def test_many_threads_share_a_searcher(searcher: Searcher) -> None:
 
 def test_one_passage_of_one_token(tmp_path: Path) -> None:
     vector = random_unit(1, 64)
-    rows, scores = make(tmp_path / "x", Ragged.from_rows([vector])).search(vector, k=10)
+    rows, scores, _ = make(tmp_path / "x", Ragged.from_rows([vector])).search(vector, k=10)
     assert rows.tolist() == [0]
     np.testing.assert_allclose(scores, [1], atol=1e-5)
 
@@ -133,7 +133,7 @@ def test_identical_passages_tie_and_stand_in_row_order(tmp_path: Path, copies: i
     passage = clustered([7], 64)[0]
     searcher = make(tmp_path / "x", Ragged.from_rows([passage] * copies))
     for exact in (True, False):
-        rows, scores = searcher.search(random_unit(3, 64, 5), k=9, exact=exact)
+        rows, scores, _ = searcher.search(random_unit(3, 64, 5), k=9, exact=exact)
         assert rows.tolist() == list(range(9))
         assert len(set(scores.tolist())) == 1
 
@@ -141,7 +141,7 @@ def test_identical_passages_tie_and_stand_in_row_order(tmp_path: Path, copies: i
 def test_passages_without_vectors_are_never_found(tmp_path: Path) -> None:
     searcher = make(tmp_path / "x", clustered([0, 4, 0, 0, 3, 1, 0], 64))
     for exact in (True, False):
-        rows, scores = searcher.search(random_unit(3, 64), k=7, exact=exact)
+        rows, scores, _ = searcher.search(random_unit(3, 64), k=7, exact=exact)
         assert sorted(rows.tolist()) == [1, 4, 5]
         assert np.all(np.isfinite(scores))
 
@@ -150,7 +150,7 @@ def test_negative_similarities_order_passages(tmp_path: Path) -> None:
     query = random_unit(1, 64)
     away = unit(-query + 0.9 * random_unit(1, 64, 1))
     searcher = make(tmp_path / "x", Ragged.from_rows([-query, away]), nbits=8)
-    rows, scores = searcher.search(query, k=2)
+    rows, scores, _ = searcher.search(query, k=2)
     assert rows.tolist() == [1, 0]
     assert scores[0] < 0
     np.testing.assert_allclose(scores, [float((query @ away.T)[0, 0]), -1], atol=0.02)
@@ -189,8 +189,8 @@ def test_segments_are_searched_as_one_index(searcher: Searcher) -> None:
     second = dataclasses.replace(one.segments[0], row_base=600, window_base=one.num_windows)
     both = Searcher(Snapshot(one.path, one.manifest, one.codec, (one.segments[0], second)))
     query = query_for(9)
-    alone, scores = searcher.search(query, k=5)
-    rows, twice = both.search(query, k=10)
+    alone, scores, _ = searcher.search(query, k=5)
+    rows, twice, _ = both.search(query, k=10)
     assert rows.tolist() == [r for row in alone.tolist() for r in (row, row + 600)]
     assert twice.tolist() == np.repeat(scores, 2).tolist()
     assert both.snapshot.passage_id(int(alone[0]) + 600) == both.snapshot.passage_id(int(alone[0]))

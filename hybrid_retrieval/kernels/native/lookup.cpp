@@ -9,13 +9,8 @@
 #include <vector>
 
 #include "norms.h"
+#include "simd.h"
 #include "tables.h"
-
-#if defined(__AVX2__)
-#include <immintrin.h>
-#elif defined(HR_NEON)
-#include <arm_neon.h>
-#endif
 
 namespace hr {
 namespace HR_VARIANT {

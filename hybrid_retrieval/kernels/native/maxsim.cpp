@@ -10,12 +10,7 @@
 #include <vector>
 
 #include "norms.h"
-
-#if defined(__AVX2__)
-#include <immintrin.h>
-#elif defined(HR_NEON)
-#include <arm_neon.h>
-#endif
+#include "simd.h"
 
 namespace hr {
 namespace HR_VARIANT {

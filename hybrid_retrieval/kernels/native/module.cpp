@@ -27,63 +27,54 @@ using Weights = Array<int8_t, nb::ndim<2>>;
 using Remembered = nb::ndarray<float, nb::ndim<1>, nb::c_contig, nb::device::cpu>;  // written to
 using Offsets = Array<int64_t, nb::ndim<1>>;
 
-bool runs_here(const std::string& name) {
+// The kernels of one instruction set.
+struct Variant {
+    const char* name;
+    bool (*runs_here)();
+    const hr::Kernels& layers;
+    const hr::MaxSimKernels& products;
+    const hr::TableKernels& lookups;
+};
+
+bool always() { return true; }
+
 #if defined(HR_X86)
+bool has_avx2() {
     __builtin_cpu_init();
-    if (name == "avx2") return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-    if (name == "avx512vnni")
-        return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-               __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
-               __builtin_cpu_supports("avx512vnni");
-#endif
-#if defined(HR_ARM64)
-    if (name == "neon") return true;  // part of the architecture
-#endif
-    return name == "portable";
+    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
 }
 
+bool has_avx512vnni() {
+    __builtin_cpu_init();
+    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+           __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
+           __builtin_cpu_supports("avx512vnni");
+}
+#endif
+
 // Best first.
+const Variant kVariants[] = {
+#if defined(HR_X86)
+    {"avx512vnni", has_avx512vnni, hr::avx512vnni::table, hr::avx512vnni::maxsim_table, hr::avx512vnni::lookup_table},
+    {"avx2", has_avx2, hr::avx2::table, hr::avx2::maxsim_table, hr::avx2::lookup_table},
+#endif
+#if defined(HR_ARM64)
+    {"neon", always, hr::neon::table, hr::neon::maxsim_table, hr::neon::lookup_table},  // part of the architecture
+#endif
+    {"portable", always, hr::portable::table, hr::portable::maxsim_table, hr::portable::lookup_table},
+};
+
 std::vector<std::string> variants() {
     std::vector<std::string> names;
-    for (const char* name : {"avx512vnni", "avx2", "neon", "portable"})
-        if (runs_here(name)) names.emplace_back(name);
+    for (const Variant& variant : kVariants)
+        if (variant.runs_here()) names.emplace_back(variant.name);
     return names;
 }
 
-const hr::Kernels& kernels(const std::string& name) {
-    if (!runs_here(name)) throw nb::value_error(("this processor cannot run the variant '" + name + "'").c_str());
-#if defined(HR_X86)
-    if (name == "avx2") return hr::avx2::table;
-    if (name == "avx512vnni") return hr::avx512vnni::table;
-#endif
-#if defined(HR_ARM64)
-    if (name == "neon") return hr::neon::table;
-#endif
-    return hr::portable::table;
-}
-
-const hr::MaxSimKernels& maxsim_kernels(const std::string& name) {
-    kernels(name);  // checks the name
-#if defined(HR_X86)
-    if (name == "avx2") return hr::avx2::maxsim_table;
-    if (name == "avx512vnni") return hr::avx512vnni::maxsim_table;
-#endif
-#if defined(HR_ARM64)
-    if (name == "neon") return hr::neon::maxsim_table;
-#endif
-    return hr::portable::maxsim_table;
-}
-
-const hr::TableKernels& lookup_kernels(const std::string& name) {
-    kernels(name);  // checks the name
-#if defined(HR_X86)
-    if (name == "avx2") return hr::avx2::lookup_table;
-    if (name == "avx512vnni") return hr::avx512vnni::lookup_table;
-#endif
-#if defined(HR_ARM64)
-    if (name == "neon") return hr::neon::lookup_table;
-#endif
-    return hr::portable::lookup_table;
+const Variant& variant_of(const std::string& name) {
+    for (const Variant& variant : kVariants)
+        if (name == variant.name && variant.runs_here()) return variant;
+    throw nb::value_error(("this processor cannot run the variant '" + name + "'").c_str());
 }
 
 template <typename T>
@@ -121,7 +112,7 @@ class Dense {
 class Trunk {
   public:
     Trunk(const std::string& variant, int64_t hidden, int64_t heads, int64_t head_size, float epsilon)
-        : kernels_(kernels(variant)), shape_{hidden, heads, head_size, epsilon} {
+        : kernels_(variant_of(variant).layers), shape_{hidden, heads, head_size, epsilon} {
         require(hidden > 0 && heads > 0, "hidden and heads must be positive");
         require(head_size > 0 && head_size % 32 == 0, "head_size must be a multiple of 32");
     }
@@ -180,7 +171,7 @@ class Trunk {
 class Projection {
   public:
     Projection(const std::string& variant, Matrix weight)
-        : table_(kernels(variant)), n_(weight.shape(0)), k_(weight.shape(1)), stride_((n_ + 31) / 32 * 32),
+        : table_(variant_of(variant).layers), n_(weight.shape(0)), k_(weight.shape(1)), stride_((n_ + 31) / 32 * 32),
           columns_(k_ * stride_) {
         for (size_t j = 0; j < n_; ++j)
             for (size_t i = 0; i < k_; ++i) columns_[i * stride_ + j] = weight(j, i);
@@ -206,7 +197,7 @@ class Projection {
 };
 
 nb::object multiply(const std::string& variant, Matrix x, Weights weight, Floats scale, Floats bias) {
-    const hr::Kernels& table = kernels(variant);
+    const hr::Kernels& table = variant_of(variant).layers;
     Dense layer(table, weight, scale, bias);
     require(x.shape(1) == weight.shape(0), "x must be float32 [M, K]");
     std::vector<float> out(x.shape(0) * weight.shape(1));
@@ -233,7 +224,7 @@ void check_lists(const Offsets& offsets, size_t entries) {
 class Codec {
   public:
     Codec(const std::string& variant, Matrix centroids, Floats weights, Array<uint8_t, nb::ndim<2>> buckets)
-        : kernels_(maxsim_kernels(variant)), lookup_(lookup_kernels(variant)), table_(kernels(variant)),
+        : variant_(variant_of(variant)),
           centroids_(centroids.data(), centroids.data() + centroids.size()),
           weights_(weights.data(), weights.data() + weights.size()),
           buckets_(buckets.data(), buckets.data() + buckets.size()), k_(centroids.shape(0)), d_(centroids.shape(1)),
@@ -282,8 +273,8 @@ class Codec {
             for (size_t i = 0; i < d_; ++i) columns[i * stride + q] = query(q, i);
         {
             nb::gil_scoped_release released;
-            table_.multiply(centroids_.data(), static_cast<int64_t>(k_), static_cast<int64_t>(d_), columns.data(),
-                            static_cast<int64_t>(stride), out.data());
+            variant_.layers.multiply(centroids_.data(), static_cast<int64_t>(k_), static_cast<int64_t>(d_),
+                                     columns.data(), static_cast<int64_t>(stride), out.data());
         }
         return owned(std::move(out), {k_, stride});
     }
@@ -327,9 +318,9 @@ class Codec {
         bool known;
         {
             nb::gil_scoped_release released;
-            known = kernels_.approximate(table.data(), static_cast<int64_t>(table.shape(1)), static_cast<int64_t>(k_),
-                                         codes.data(), starts.data(), lengths.data(),
-                                         static_cast<int64_t>(starts.shape(0)), out.data());
+            known = variant_.products.approximate(table.data(), static_cast<int64_t>(table.shape(1)),
+                                                  static_cast<int64_t>(k_), codes.data(), starts.data(),
+                                                  lengths.data(), static_cast<int64_t>(starts.shape(0)), out.data());
         }
         require(known, "a token's code is not below the number of centroids");
         return owned(std::move(out), {starts.shape(0)});
@@ -393,8 +384,9 @@ class Codec {
         const auto tokens = static_cast<int64_t>(query.shape(0));
         const auto tables = hr::make_tables(query.data(), tokens, static_cast<int64_t>(d_), weights_.data(),
                                             buckets_.data(), static_cast<int64_t>(per_byte_));
-        return lookup_.maxsim(tables->view(scores.data(), static_cast<int64_t>(scores.shape(1)), tokens), index,
-                              starts.data(), lengths.data(), static_cast<int64_t>(out.size()), out.data());
+        return variant_.lookups.maxsim(tables->view(scores.data(), static_cast<int64_t>(scores.shape(1)), tokens),
+                                       index, starts.data(), lengths.data(), static_cast<int64_t>(out.size()),
+                                       out.data());
     }
 
     bool by_products(const Matrix& query, const Matrix& scores, const hr::PackedTokens& index, const Offsets& starts,
@@ -406,8 +398,8 @@ class Codec {
         const hr::QueryCodes packed{levels.data(), scale.data(), scores.data(),
                                     static_cast<int64_t>(tokens), static_cast<int64_t>(padded),
                                     static_cast<int64_t>(scores.shape(1))};
-        return kernels_.maxsim(packed, index, starts.data(), lengths.data(), static_cast<int64_t>(out.size()),
-                               out.data());
+        return variant_.products.maxsim(packed, index, starts.data(), lengths.data(),
+                                        static_cast<int64_t>(out.size()), out.data());
     }
 
     void pack_query(const Matrix& query, size_t padded, int16_t* levels, float* scale) const {
@@ -426,9 +418,7 @@ class Codec {
         }
     }
 
-    const hr::MaxSimKernels& kernels_;
-    const hr::TableKernels& lookup_;
-    const hr::Kernels& table_;
+    const Variant& variant_;
     std::vector<float> centroids_, weights_;
     std::vector<uint8_t> buckets_;
     size_t k_, d_, per_byte_;

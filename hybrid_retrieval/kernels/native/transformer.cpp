@@ -8,13 +8,8 @@
 #include <cstring>
 #include <vector>
 
+#include "simd.h"
 #include "variants.h"
-
-#if defined(__AVX2__)
-#include <immintrin.h>
-#elif defined(HR_NEON)
-#include <arm_neon.h>
-#endif
 
 namespace hr {
 namespace HR_VARIANT {
