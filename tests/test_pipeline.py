@@ -60,9 +60,9 @@ def with_reranker(pipeline: Pipeline, reranker: Reranker | None = None, **search
 def count_batches(monkeypatch: pytest.MonkeyPatch, reranker: Reranker) -> list[int]:
     """Rows of each forward pass from now on."""
     rows: list[int] = []
-    forward = reranker._backend.forward
+    forward = reranker.scorer.backend.forward
     monkeypatch.setattr(
-        reranker._backend, "forward", lambda ids, mask, types: rows.append(len(ids)) or forward(ids, mask, types)
+        reranker.scorer.backend, "forward", lambda ids, mask, types: rows.append(len(ids)) or forward(ids, mask, types)
     )
     return rows
 
@@ -197,7 +197,9 @@ def test_an_impossible_logit_names_query_and_passage(
     pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch, value: float
 ) -> None:
     reranker = Reranker.load(cached_pairs=0)
-    monkeypatch.setattr(reranker._backend, "forward", lambda ids, mask, types: np.full(len(ids), value, np.float32))
+    monkeypatch.setattr(
+        reranker.scorer.backend, "forward", lambda ids, mask, types: np.full(len(ids), value, np.float32)
+    )
     broken = with_reranker(pipeline, reranker)
     with pytest.raises(ModelError, match=r"gave the logit (nan|inf) for passage '[a-z]+' with the query 'tides'"):
         broken.query_batch(["tides", "bread"], k=3)

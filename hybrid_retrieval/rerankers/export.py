@@ -30,7 +30,7 @@ def export_reranker(source: Path, out: Path, *, dtype: str = "float32") -> float
     with torch, `InputError` for an `out` that is not empty.
     """
     torch = require("torch", "the ONNX export", "export")
-    parts = torch_parts(source, device="cpu", dtype="float32", threads=0, max_tokens=0)
+    parts = torch_parts(source, device="cpu", dtype="float32", threads=0, max_tokens=0, padded=True)
     model, convention, tokenizer = parts["backend"].model, parts["convention"], parts["tokenizer"]
 
     class Graph(torch.nn.Module):  # type: ignore[misc, name-defined]

@@ -17,7 +17,7 @@ from hybrid_retrieval.rerankers.pairs import PairConvention, Pairs
 
 
 class PairScorer:
-    """Safe to share between threads. lanes: rows that its backend works on side by side."""
+    """Safe to share between threads. backend: runs the graph. lanes: rows that it works on side by side."""
 
     def __init__(
         self,
@@ -33,7 +33,7 @@ class PairScorer:
         """name: of the model, for messages. mean: a passage in windows gets the mean of their logits, else the highest.
         word: token ids of some word, to learn the pace with."""
         self.lanes = backend.lanes
-        self._name, self._convention, self._backend = name, convention, backend
+        self._name, self._convention, self.backend = name, convention, backend
         self._mean, self._word = mean, word
         self._batches, self._pace = Batches(batch_tokens, name), Pace()
         self._cache: Cache[float] = Cache(cached_pairs)
@@ -107,7 +107,7 @@ class PairScorer:
         if self._convention.token_types:
             types = (np.arange(ids.shape[1]) >= np.array(starts)[:, None]).astype(np.int64) * mask
         began = time.perf_counter()
-        logits = self._backend.forward(ids, mask, types)
+        logits = self.backend.forward(ids, mask, types)
         self._pace.observe(self._cost_tokens([len(row) for row in rows]), time.perf_counter() - began)
         return logits
 

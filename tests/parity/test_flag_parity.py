@@ -55,7 +55,7 @@ def sent_rows(
         rows.append((ids[0, :length].tolist(), None if types is None else types[0, :length].tolist()))
         return np.zeros(1, np.float32)
 
-    monkeypatch.setattr(reranker._backend, "forward", forward)
+    monkeypatch.setattr(reranker.scorer.backend, "forward", forward)
     for pair in pairs:
         reranker.score([pair])
     return rows

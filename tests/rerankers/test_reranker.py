@@ -91,9 +91,11 @@ def test_pairs_of_several_queries_share_batches_and_each_query_is_tokenised_once
 ) -> None:
     reranker = Reranker.load(str(folder), batch_tokens=1000)
     calls: list[tuple[int, ...]] = []
-    forward = reranker._backend.forward
+    forward = reranker.scorer.backend.forward
     monkeypatch.setattr(
-        reranker._backend, "forward", lambda ids, mask, types: calls.append(ids.shape) or forward(ids, mask, types)
+        reranker.scorer.backend,
+        "forward",
+        lambda ids, mask, types: calls.append(ids.shape) or forward(ids, mask, types),
     )
     asked: list[str] = []
     encode = reranker._tokenizer.encode
@@ -157,7 +159,7 @@ def test_an_infinite_logit_names_the_pair_and_is_not_remembered(
     reranker: Reranker, monkeypatch: pytest.MonkeyPatch, value: float
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(reranker._backend, "forward", lambda ids, mask, types: np.array([1.0, value], np.float32))
+        patch.setattr(reranker.scorer.backend, "forward", lambda ids, mask, types: np.array([1.0, value], np.float32))
         with pytest.raises(ModelError, match=r"logit -?inf for passage '1'"):
             reranker.rank(QUERY, ["a house", "why"])
     assert np.isfinite(reranker.rank(QUERY, ["a house", "why"]).scores).all()
@@ -257,9 +259,9 @@ def test_windows_read_every_token_unless_told_to_stop(folder: Path) -> None:
 def test_windows_stay_under_the_batch_budget(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     reranker = Reranker.load(str(folder), batch_tokens=50)
     sizes: list[int] = []
-    forward = reranker._backend.forward
+    forward = reranker.scorer.backend.forward
     monkeypatch.setattr(
-        reranker._backend, "forward", lambda ids, mask, types: sizes.append(ids.size) or forward(ids, mask, types)
+        reranker.scorer.backend, "forward", lambda ids, mask, types: sizes.append(ids.size) or forward(ids, mask, types)
     )
     reranker.score([(QUERY, LONG * 4)])
     assert len(sizes) > 3 and max(sizes) <= 50
@@ -313,7 +315,7 @@ def test_the_time_of_pairs_is_predicted_from_batches_before(folder: Path) -> Non
 def test_rows_are_paid_for_by_the_lane(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of two lanes, one idles while the other works on a third row."""
     reranker = Reranker.load(str(folder))
-    monkeypatch.setattr(reranker, "lanes", 2)
+    monkeypatch.setattr(reranker.scorer, "lanes", 2)
     reranker.scorer.probe(10)
     pairs = reranker.pair(QUERY, reranker.tokenize(["a house"] * 4))
     seconds = [reranker.scorer.predict_seconds(pairs.part(0, count)) for count in (1, 2, 3, 4)]
@@ -323,9 +325,9 @@ def test_rows_are_paid_for_by_the_lane(folder: Path, monkeypatch: pytest.MonkeyP
 def test_a_probe_that_would_not_fit_is_not_begun(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     reranker = Reranker.load(str(folder))
     calls: list[int] = []
-    forward = reranker._backend.forward
+    forward = reranker.scorer.backend.forward
     monkeypatch.setattr(
-        reranker._backend, "forward", lambda ids, mask, types: calls.append(len(ids)) or forward(ids, mask, types)
+        reranker.scorer.backend, "forward", lambda ids, mask, types: calls.append(len(ids)) or forward(ids, mask, types)
     )
     reranker.scorer.probe(10)
     assert len(calls) == 3
@@ -341,20 +343,20 @@ def test_out_of_memory_halves_the_batch_and_goes_on(
     folder: Path, reranker: Reranker, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     small = Reranker.load(str(folder), batch_tokens=400, cached_pairs=0)
-    forward = small._backend.forward
+    forward = small.scorer.backend.forward
 
     def limited(ids: Any, mask: Any, types: Any) -> Any:
         if ids.size > 60:
             raise OutOfMemoryError("CUDA out of memory")
         return forward(ids, mask, types)
 
-    monkeypatch.setattr(small._backend, "forward", limited)
+    monkeypatch.setattr(small.scorer.backend, "forward", limited)
     pairs = [(QUERY, passage) for passage in PASSAGES if len(passage) < 60] * 8
     for _ in range(2):
         np.testing.assert_allclose(small.score(pairs), reranker.score(pairs), rtol=1e-5)
     assert [record.levelname for record in caplog.records] == ["WARNING"]
     assert "out of memory" in caplog.text
-    monkeypatch.setattr(small._backend, "forward", lambda *_: (_ for _ in ()).throw(OutOfMemoryError("full")))
+    monkeypatch.setattr(small.scorer.backend, "forward", lambda *_: (_ for _ in ()).throw(OutOfMemoryError("full")))
     with pytest.raises(ModelError, match="not enough memory on the device for a single row of"):
         small.score(pairs)
 

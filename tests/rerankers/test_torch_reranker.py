@@ -10,11 +10,15 @@ import numpy as np
 import pytest
 
 from hybrid_retrieval import Reranker
+from hybrid_retrieval.batching import pad
 from hybrid_retrieval.errors import InputError, ModelError
 from hybrid_retrieval.rerankers.export import export_reranker
 from tests.parity.checkpoints import make_bert_reranker, make_xlmr_reranker
 
 torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
+
+from hybrid_retrieval.rerankers.torch_backend import TorchRerankerBackend, torch_parts  # noqa: E402
 
 MAKERS = {"xlmr": make_xlmr_reranker, "bert": make_bert_reranker}
 PAIRS = [
@@ -109,3 +113,33 @@ def test_damaged_weights_are_named(tmp_path: Path) -> None:
     (folder / "model.safetensors").write_bytes(b"damaged")
     with pytest.raises(ModelError, match=str(folder)):
         Reranker.load(str(folder), device="cpu")
+
+
+def test_without_padding_the_logits_are_those_of_transformers(checkpoint: Path) -> None:
+    """Rows of every length in one batch, a text that holds a padding token among them."""
+    unpadded, padded = (
+        torch_parts(checkpoint, device="cpu", dtype="float32", threads=0, max_tokens=0, padded=padded)
+        for padded in (False, True)
+    )
+    assert (unpadded["backend"].padded, padded["backend"].padded) == (False, True)
+    rng = np.random.default_rng(0)
+    rows = [rng.integers(5, 200, length) for length in (1, 2, 7, 7, 40, 300)]
+    rows[4][20:22] = unpadded["convention"].pad_id
+    ids, mask = pad(rows, unpadded["convention"].pad_id)
+    types = (np.arange(ids.shape[1]) >= 3).astype(np.int64) * mask if unpadded["convention"].token_types else None
+    found, expected = (parts["backend"].forward(ids, mask, types) for parts in (unpadded, padded))
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    assert np.ptp(expected) > 0.01
+
+
+def test_other_classifiers_run_as_transformers_runs_them(tmp_path: Path) -> None:
+    config = transformers.ElectraConfig(
+        vocab_size=100, embedding_size=16, hidden_size=16, num_hidden_layers=1, num_attention_heads=2,
+        intermediate_size=32, num_labels=1,
+    )  # fmt: skip
+    backend = TorchRerankerBackend(
+        transformers.ElectraForSequenceClassification(config), device="cpu", dtype="float32", threads=0
+    )
+    assert backend.padded
+    ids, mask = pad([[5, 6, 7], [8]], 0)
+    assert np.isfinite(backend.forward(ids, mask, None)).all()

@@ -1,0 +1,131 @@
+"""XLM-R and BERT classifiers over rows laid one below the other: no arithmetic is spent on padding.
+
+In the last layer only what the first token needs is computed, as the head reads nothing else. The twin to compare with
+is the transformers model that the weights come from.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+ROBERTA = ("xlm-roberta", "roberta", "camembert")
+"""Model types whose positions start behind the padding's."""
+Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+def is_supported(model: Any) -> bool:
+    """Whether a transformers classifier has the plain BERT layers that this file computes."""
+    config = model.config
+    known = config.model_type in ROBERTA or config.model_type == "bert"
+    absolute = getattr(config, "position_embedding_type", "absolute") in ("absolute", None)
+    return known and absolute and not getattr(config, "is_decoder", False)
+
+
+def has_varlen_attention(device: Any, dtype: Any) -> bool:
+    """Whether torch attends over rows of different lengths there: on a CPU row by row, on CUDA in half precision."""
+    if device.type == "cpu":
+        return True
+    return dtype in (torch.float16, torch.bfloat16) and _varlen() is not None
+
+
+class UnpaddedClassifier(nn.Module):
+    """Takes over the weights of a transformers classifier, which is of no use afterwards."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        body, config = model.base_model, model.config
+        self.embeddings = body.embeddings
+        self.layers = nn.ModuleList(Layer(layer) for layer in body.encoder.layer)
+        if config.model_type in ROBERTA:
+            self.pad_id: int | None = int(config.pad_token_id)
+            self.dense, self.out = model.classifier.dense, model.classifier.out_proj
+        else:
+            self.pad_id = None
+            self.dense, self.out = body.pooler.dense, model.classifier
+
+    def positions(self, ids: NDArray[np.int64], mask: NDArray[np.int64]) -> NDArray[np.int64]:
+        """int64 [B, L], as transformers counts them: RoBERTa's kin skip a padding token even inside of a text."""
+        if self.pad_id is None:
+            return np.broadcast_to(np.arange(ids.shape[1]), ids.shape)
+        text = (ids != self.pad_id) & (mask != 0)
+        counted: NDArray[np.int64] = np.where(text, np.cumsum(text, axis=1) + self.pad_id, self.pad_id)
+        return counted
+
+    def forward(self, ids: Tensor, positions: Tensor, types: Tensor | None, lengths: list[int]) -> Tensor:
+        """float32 [B] logits. ids, positions, types: int64 [T], the rows' tokens; lengths: tokens of each row."""
+        table = self.embeddings
+        x = table.word_embeddings(ids) + table.position_embeddings(positions)
+        x = table.LayerNorm(x + table.token_type_embeddings(torch.zeros_like(ids) if types is None else types))
+        starts = torch.tensor([0, *itertools.accumulate(lengths)], device=ids.device)
+        attend = _attention(starts, lengths, only_first=False)
+        for layer in list(self.layers)[:-1]:
+            x = layer(x, attend)
+        x = self.layers[-1](x, _attention(starts, lengths, only_first=True), starts[:-1])
+        pooled = torch.tanh(F.linear(x.float(), self.dense.weight.float(), self.dense.bias.float()))
+        return F.linear(pooled, self.out.weight.float(), self.out.bias.float())[:, 0]
+
+
+class Layer(nn.Module):
+    """One post-LayerNorm layer; query, key and value in one product."""
+
+    def __init__(self, layer: Any) -> None:
+        super().__init__()
+        attention = layer.attention.self
+        self.heads = int(attention.num_attention_heads)
+        parts = attention.query, attention.key, attention.value
+        self.weight = nn.Parameter(torch.cat([part.weight.detach() for part in parts]), requires_grad=False)
+        self.bias = nn.Parameter(torch.cat([part.bias.detach() for part in parts]), requires_grad=False)
+        self.attended, self.attended_norm = layer.attention.output.dense, layer.attention.output.LayerNorm
+        self.up, self.activation = layer.intermediate.dense, layer.intermediate.intermediate_act_fn
+        self.down, self.norm = layer.output.dense, layer.output.LayerNorm
+
+    def forward(self, x: Tensor, attend: Attend, rows: Tensor | None = None) -> Tensor:
+        """x: [T, H]. Returns [T, H], or with `rows` only theirs."""
+        width = len(self.weight) // 3
+        if rows is None:
+            q, k, v = F.linear(x, self.weight, self.bias).view(len(x), 3, self.heads, -1).unbind(1)
+        else:
+            k, v = F.linear(x, self.weight[width:], self.bias[width:]).view(len(x), 2, self.heads, -1).unbind(1)
+            x = x[rows]
+            q = F.linear(x, self.weight[:width], self.bias[:width]).view(len(x), self.heads, -1)
+        x = self.attended_norm(self.attended(attend(q, k, v).reshape(len(x), width)) + x)
+        result: Tensor = self.norm(self.down(self.activation(self.up(x))) + x)
+        return result
+
+
+def _attention(starts: Tensor, lengths: list[int], *, only_first: bool) -> Attend:
+    """Attention of the rows' tokens, or of their first tokens only: q [T, heads, D], k and v [T, heads, D]."""
+    if starts.device.type == "cpu":
+        bounds = list(itertools.pairwise([0, *itertools.accumulate(lengths)]))
+        queries = [(i, i + 1) for i in range(len(lengths))] if only_first else bounds
+
+        def by_row(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            parts = []
+            for (a, b), (start, stop) in zip(queries, bounds, strict=True):
+                row = (part.transpose(0, 1) for part in (q[a:b], k[start:stop], v[start:stop]))
+                parts.append(F.scaled_dot_product_attention(*row).transpose(0, 1))
+            return torch.cat(parts)
+
+        return by_row
+    varlen: Any = _varlen()
+    keys = starts.to(torch.int32)
+    asking = torch.arange(len(keys), dtype=torch.int32, device=keys.device) if only_first else keys
+    longest = max(lengths)
+    return lambda q, k, v: varlen(q, k, v, asking, keys, 1 if only_first else longest, longest)
+
+
+def _varlen() -> Any:
+    """torch's attention over rows of different lengths, or None where this torch has none."""
+    try:
+        from torch.nn.attention.varlen import varlen_attn
+    except ImportError:
+        return None
+    return varlen_attn
