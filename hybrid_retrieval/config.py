@@ -105,7 +105,8 @@ class SearchConfig:
     """How a query is answered.
 
     num_candidates: passages that stage 1 hands to stage 2. nprobe: centroids probed by each query token, 0 chooses from
-    k. exact: score every passage. threads: of stage 1, 0 means every core. early_stop: end stage 2 when the candidates
+    k. exact: score every passage. device: of stage 1; `auto` is CUDA where torch finds one. threads: of stage 1 on a
+    CPU, 0 means every core. early_stop: end stage 2 when the candidates
     that remain are not expected to enter the first early_stop_top places (0: any of the k asked for); they follow in
     stage 1's order. early_stop_bound: how many standard deviations above the mean of the logits so far the logit of a
     remaining candidate is expected to lie at most.
@@ -114,6 +115,7 @@ class SearchConfig:
     num_candidates: int = 14
     nprobe: int = 0
     exact: bool = False
+    device: Device = "cpu"
     threads: int = 0
     early_stop: bool = False
     early_stop_top: int = 3

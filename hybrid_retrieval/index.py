@@ -36,14 +36,21 @@ CONFIGURED: Final = "configured"
 class Index:
     """One version of an index. Safe to share between threads; keeps its version whatever a writer does."""
 
-    def __init__(self, snapshot: Snapshot) -> None:
+    def __init__(self, snapshot: Snapshot, device: str = "cpu") -> None:
         self._snapshot = snapshot
-        self._searcher = Searcher(snapshot)
+        self._searcher = Searcher(snapshot, device)
 
     @classmethod
     def open(cls, path: str | Path) -> Index:
         """The newest version. Raises `IndexNotFoundError`, `IndexVersionError` or `IndexDamagedError`."""
         return cls(Snapshot.open(path))
+
+    def to(self, device: str) -> Index:
+        """The same version, searched on `cpu`, on `cuda` (needs the extra `gpu`), or on `auto`: CUDA if there is one.
+
+        Its vectors lie in the device's memory where they fit; else they stay mapped and are read from the host.
+        """
+        return Index(self._snapshot, device)
 
     @classmethod
     def build(

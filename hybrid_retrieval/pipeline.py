@@ -91,6 +91,8 @@ class Pipeline:
             config = PipelineConfig.load(config)
         elif not isinstance(config, PipelineConfig):
             config = PipelineConfig.from_dict(config)
+        if config.search.device != "cpu":
+            index = index.to(config.search.device)
         return cls(index, load_encoder(config), load_reranker(config), config)
 
     def query(
@@ -141,7 +143,7 @@ class Pipeline:
         for first in range(0, len(queries), together):
             texts = queries[first : first + together]
             if reranker is None:
-                rankings += [self._stage_1_ranking(text, k, advised=advised) for text in texts]
+                rankings += self._stage_1_rankings(texts, k, advised=advised)
             else:
                 rankings += self._both_stages(reranker, texts, k, rescored, deadline_ms)
         return rankings
@@ -189,23 +191,27 @@ class Pipeline:
         )
         return Explanation(passage_id, sums[best], matches)
 
-    def _retrieve(self, text: str, k: int) -> _Candidates:
+    def _retrieve(self, texts: Sequence[str], k: int) -> list[_Candidates]:
+        """Stage 1. Queries are searched together on a device, where each one's time is its share; else one by one."""
+        if len(texts) > 1 and not self.index.searcher.on_device:
+            return [candidates for text in texts for candidates in self._retrieve([text], k)]
         timings: dict[str, float] = {}
         search = self.config.search
         with _timed(timings, "encode"):
-            vectors = self.encoder.encode_query(text)
+            vectors = [self.encoder.encode_query(text) for text in texts]
         with _timed(timings, "search"):
-            rows, scores, _ = self.index.searcher.search(
+            found = self.index.searcher.search_batch(
                 vectors, k=k, exact=search.exact, nprobe=search.nprobe, threads=search.threads
             )
-        return _Candidates(text, rows, scores, timings)
+        share = {name: spent / len(texts) for name, spent in timings.items()}
+        return [_Candidates(text, one.rows, one.scores, dict(share)) for text, one in zip(texts, found, strict=True)]
 
     def _both_stages(
         self, reranker: Reranker, texts: Sequence[str], k: int, rescored: int, deadline_ms: float | None
     ) -> list[Ranking]:
         began = time.perf_counter()
         deadline: list[Plan] = [] if deadline_ms is None else [Deadline(reranker.scorer, began + deadline_ms / 1e3)]
-        found = [self._retrieve(text, max(k, rescored)) for text in texts]
+        found = self._retrieve(texts, max(k, rescored))
         works = [self._work(reranker, candidates, rescored) for candidates in found]
         plans = [deadline + self._early_stop(reranker, candidates, k) for candidates in found]
         rescore(reranker.scorer, list(zip(works, plans, strict=True)))
@@ -236,14 +242,16 @@ class Pipeline:
 
         return [EarlyStop(places, enters)]
 
-    def _stage_1_ranking(self, text: str, k: int, *, advised: bool) -> Ranking:
+    def _stage_1_rankings(self, texts: Sequence[str], k: int, *, advised: bool) -> list[Ranking]:
         """advised: where the fusion leaves stage 2 out, it is its file's advice, not the caller's wish."""
-        candidates = self._retrieve(text, self.fusion.candidates_of_stage_1(k))
-        scores = candidates.scores
-        chosen = np.arange(min(k, len(scores)))
-        probabilities = self.fusion.probabilities(None, scores, scores)
         notes = self.fusion.notes(0) if advised else ()
-        return self._ranking(candidates, chosen, scores[chosen], None, probabilities, notes=notes)
+        rankings = []
+        for candidates in self._retrieve(texts, self.fusion.candidates_of_stage_1(k)):
+            scores = candidates.scores
+            chosen = np.arange(min(k, len(scores)))
+            probabilities = self.fusion.probabilities(None, scores, scores)
+            rankings.append(self._ranking(candidates, chosen, scores[chosen], None, probabilities, notes=notes))
+        return rankings
 
     def _fused_ranking(
         self, reranker: Reranker, candidates: _Candidates, work: Work, k: int, deadline_ms: float | None

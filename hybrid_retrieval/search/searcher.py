@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
+import importlib.util
+import threading
+from collections.abc import Sequence
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from hybrid_retrieval.checkpoints import placement
 from hybrid_retrieval.codec.assignment import available_threads
 from hybrid_retrieval.config import MOST_THREADS
 from hybrid_retrieval.errors import ArrayError, IndexDamagedError
 from hybrid_retrieval.kernels import dispatch
+from hybrid_retrieval.optional import require
 from hybrid_retrieval.search.bounds import centroid_spreads, recall_bound, row_bounds, similarity_bounds
 from hybrid_retrieval.search.native import LONGEST_VECTOR, NativeCodec
 from hybrid_retrieval.search.steps import approximate_scores, candidate_windows, centroid_scores, exact_scores
 from hybrid_retrieval.storage import Snapshot
 from hybrid_retrieval.types import best_first, check_count
+
+if TYPE_CHECKING:
+    from hybrid_retrieval.search.device import DeviceSearcher
 
 Int64 = NDArray[np.int64]
 Float32 = NDArray[np.float32]
@@ -43,7 +51,9 @@ class Searcher:
     On the native kernels a searcher remembers the norm of every token that it has scored (4 bytes each, in memory).
     """
 
-    def __init__(self, snapshot: Snapshot) -> None:
+    def __init__(self, snapshot: Snapshot, device: str = "cpu") -> None:
+        """device: `cpu` (NumPy or the native kernels), `cuda` (torch), or `auto`: CUDA where there is one. Raises
+        `ModelSettingsError` or `OptionalDependencyError` where CUDA was asked for in vain."""
         self.snapshot = snapshot
         codec = snapshot.codec
         self._packed = [codec.packed(segment.codes, segment.residuals) for segment in snapshot.segments]
@@ -52,6 +62,8 @@ class Searcher:
         self._spreads: list[Float32 | None] = [None for _ in snapshot.segments]
         # Pages of zeros cost nothing before they are written to.
         self._inverse_norms = [np.zeros(len(segment.codes), np.float32) for segment in snapshot.segments]
+        self._device = self._placed(device)
+        self._device_lock = threading.Lock()
 
     def search(
         self,
@@ -64,9 +76,31 @@ class Searcher:
         threads: int = 0,
         bound: bool = False,
     ) -> Found:
-        """The k best passages, best first, ties by row.
+        """The k best passages for one query, float [Lq, D]; the rest as `search_batch` has it."""
+        return self.search_batch(
+            [query_vectors],
+            k=k,
+            exact=exact,
+            nprobe=nprobe,
+            num_candidates=num_candidates,
+            threads=threads,
+            bound=bound,
+        )[0]
 
-        query_vectors: float [Lq, D], finite. exact: score every passage. nprobe: centroids that each query
+    def search_batch(
+        self,
+        queries: Sequence[NDArray[Any]],
+        *,
+        k: int,
+        exact: bool = False,
+        nprobe: int = 0,
+        num_candidates: int = 0,
+        threads: int = 0,
+        bound: bool = False,
+    ) -> list[Found]:
+        """For each query the k best passages, best first, ties by row.
+
+        queries: float [Lq, D] each, finite. exact: score every passage. nprobe: centroids that each query
         token probes, 0 chooses from k. num_candidates: passages that are scored exactly, 0 chooses from k,
         never fewer than k. threads: at most 1,024, 0 means every core. n is k or, where there are fewer, the number of
         passages that have vectors. Scores are the true MaxSim over the compressed vectors in either mode.
@@ -74,32 +108,32 @@ class Searcher:
         (`search.bounds`), which reads every code and, the first time, decodes every token; else the bound is None.
         Raises `QueryError` and `ArrayError`.
         """
-        query = self._checked(query_vectors)
+        checked = [self._checked(query) for query in queries]
         check_count("k", k, 1)
         check_count("nprobe", nprobe, 0)
         check_count("num_candidates", num_candidates, 0)
         check_count("threads", threads, 0, MOST_THREADS)
         threads = threads or available_threads()
+        width = max(k, num_candidates or CANDIDATES + CANDIDATES_PER_K * k)
+        nprobe = nprobe or NPROBE + int(NPROBE_PER_K * k)
+        exact = exact or width >= sum(map(len, self._all_rows))
         try:
-            return self._search(query, k, exact, nprobe, num_candidates, threads, bound)
+            if self._device is not None:
+                return self._search_device(self._device, checked, k, exact, nprobe, width, bound)
+            return [self._search(query, k, exact, nprobe, width, threads, bound) for query in checked]
         except (IndexError, ValueError) as error:
             # The query was checked above: only files that contradict each other lead here.
             raise IndexDamagedError(
                 f"{self.snapshot.path}: the index is damaged ({error}); run verify on it, and build it anew"
             ) from error
 
-    def _search(
-        self, query: Float32, k: int, exact: bool, nprobe: int, num_candidates: int, threads: int, bound: bool
-    ) -> Found:
-        width = max(k, num_candidates or CANDIDATES + CANDIDATES_PER_K * k)
-        nprobe = nprobe or NPROBE + int(NPROBE_PER_K * k)
+    def _search(self, query: Float32, k: int, exact: bool, nprobe: int, width: int, threads: int, bound: bool) -> Found:
         rows = self._all_rows
-        prune = not exact and width < sum(map(len, rows))
         if self._native is not None:
             centroid = self._native.centroid_scores(query)
-            if prune:
+            if not exact:
                 rows = self._pruned_native(self._native, query, centroid, rows, width, nprobe, threads)
-        elif prune:
+        elif not exact:
             rows = self._pruned(query, rows, width, nprobe)
         scores = []
         for segment, packed, norms, local in zip(
@@ -118,6 +152,33 @@ class Searcher:
         best = best_first(all_scores, k)
         sure = self._recall_bound(query, all_scores[best], rows) if bound else None
         return Found(all_rows[best], all_scores[best], sure)
+
+    @property
+    def on_device(self) -> bool:
+        """Whether a batch of queries is searched together, on CUDA."""
+        return self._device is not None
+
+    def _search_device(
+        self, device: DeviceSearcher, queries: list[Float32], k: int, exact: bool, nprobe: int, width: int, bound: bool
+    ) -> list[Found]:
+        found = []
+        with self._device_lock:
+            results = list(device.search(queries, k=k, width=width, nprobe=nprobe, exact=exact)) if queries else []
+        for query, (rows, scores, kept) in zip(queries, results, strict=True):
+            best = best_first(scores, k)
+            sure = self._recall_bound(query, scores[best], kept or self._all_rows) if bound else None
+            found.append(Found(rows[best], scores[best], sure))
+        return found
+
+    def _placed(self, device: str) -> DeviceSearcher | None:
+        if device == "cpu" or (device == "auto" and importlib.util.find_spec("torch") is None):
+            return None
+        placed, _ = placement(require("torch", "search on CUDA", "gpu"), device, "float32")
+        if placed.type == "cpu":
+            return None
+        from hybrid_retrieval.search.device import DeviceSearcher
+
+        return DeviceSearcher(self.snapshot, self._all_rows, str(placed))
 
     def _recall_bound(self, query: Float32, scores: Float32, scored: list[Int64]) -> float:
         most = -np.inf
