@@ -51,19 +51,20 @@ def make_index(path: Path, passages: int, tokens: int, seed: int) -> None:
         unit(random.standard_normal((centroids, DIMENSIONS))), (weights[1:] + weights[:-1]) / np.float32(2), weights
     )
     with IndexWriter.create(path, overwrite=True) as writer:
-        segment = SegmentWriter(writer.building / "segment", (*PASSAGE_FILES, *VECTOR_FILES))
-        segment.append_passages((b"p%d" % row, b"", b"", b"") for row in range(passages))
-        for start in range(0, passages, BLOCK_PASSAGES):
-            rows = min(BLOCK_PASSAGES, passages - start)
-            topics = random.integers(0, centroids, (rows, 1))
-            own = (topics + random.integers(0, TOPIC, (rows, tokens))) % centroids
-            codes = np.where(random.random((rows, tokens)) < 0.5, own, random.integers(0, centroids, (rows, tokens)))
-            residuals = random.integers(0, 256, (rows * tokens, codec.residual_bytes), np.uint8)
-            segment.append_vectors(
-                codes.ravel().astype(np.uint32), residuals, np.full(rows, tokens), np.ones(rows, np.int64)
-            )
-        segment.checkpoint()
-        segment.close()
+        with SegmentWriter(writer.building / "segment", (*PASSAGE_FILES, *VECTOR_FILES)) as segment:
+            segment.append_passages((b"p%d" % row, b"", b"", b"") for row in range(passages))
+            for start in range(0, passages, BLOCK_PASSAGES):
+                rows = min(BLOCK_PASSAGES, passages - start)
+                topics = random.integers(0, centroids, (rows, 1))
+                own = (topics + random.integers(0, TOPIC, (rows, tokens))) % centroids
+                codes = np.where(
+                    random.random((rows, tokens)) < 0.5, own, random.integers(0, centroids, (rows, tokens))
+                )
+                residuals = random.integers(0, 256, (rows * tokens, codec.residual_bytes), np.uint8)
+                segment.append_vectors(
+                    codes.ravel().astype(np.uint32), residuals, np.full(rows, tokens), np.ones(rows, np.int64)
+                )
+            segment.checkpoint()
         writer.commit(codec, corpus=None, encoder=None, reranker=None, config=PipelineConfig().to_dict())
 
 
