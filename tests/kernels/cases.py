@@ -48,11 +48,13 @@ class Tokens:
 
 
 def quantised_product(x: np.ndarray, weight: np.ndarray, scale: np.ndarray, bias: np.ndarray) -> np.ndarray:
-    """What `dense` computes: rows of x on 2,047 levels, exact sums."""
-    most = np.abs(x).max(axis=1, keepdims=True)
-    factor = np.divide(np.float32(2047), most, out=np.zeros_like(most), where=most > 0)
-    sums = np.rint(x * factor).astype(np.int64) @ weight.astype(np.int64)
-    return sums.astype(np.float32) * (most / np.float32(2047) * scale) + bias
+    """What `dense` computes: rows of x on 256 levels between their least and largest, exact sums."""
+    least = x.min(axis=1, keepdims=True, initial=np.inf)
+    spread = x.max(axis=1, keepdims=True, initial=-np.inf) - least
+    factor = np.divide(np.float32(255), spread, out=np.zeros_like(spread), where=spread > 0)
+    sums = np.rint((x - least) * factor).astype(np.int64) @ weight.astype(np.int64)
+    columns = weight.sum(axis=0, dtype=np.int64).astype(np.float32) * scale
+    return sums.astype(np.float32) * (spread / np.float32(255) * scale) + (least * columns + bias)
 
 
 def layer_arrays(random: np.random.Generator) -> list[np.ndarray]:

@@ -94,7 +94,7 @@ def dense_case(m: int, k: int, n: int) -> Arrays:
 
 def trunk_case(lengths: list[int], depth: int, *, weights: bool) -> Arrays:
     """Without weights a layer is its LayerNorms alone: no value stands between two levels, so that nothing but rounding
-    may differ. With them a value may come out a level off, one part in 2,047 of a row's largest; most do not."""
+    may differ. With them a value may come out a level off, one part in 255 of a row's range; most do not."""
     random = np.random.default_rng(sum(lengths) + depth)
     layers = [layer_arrays(random) for _ in range(depth)]
     if not weights:
@@ -106,7 +106,7 @@ def trunk_case(lengths: list[int], depth: int, *, weights: bool) -> Arrays:
         for arrays in layers if stop > start else []:
             expected[start:stop] = reference_layer(expected[start:stop], arrays)
     yield header(TRUNK, HIDDEN, HEADS, SIZE, INNER, depth)
-    yield tolerances(4e-3, 2e-5 if depth == 1 else 5e-4) if weights else tolerances(2e-6, 5e-7)
+    yield tolerances(6e-2, 3e-4 if depth == 1 else 8e-3) if weights else tolerances(2e-6, 5e-7)
     yield from (x, offsets)
     for arrays in layers:
         yield from arrays

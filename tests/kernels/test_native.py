@@ -159,7 +159,7 @@ def test_a_variant_that_cannot_run_is_refused(monkeypatch: pytest.MonkeyPatch) -
 
 @every_variant
 @settings(max_examples=40, deadline=None)
-@given(seed=st.integers(0, 2**31), m=st.integers(0, 11), k=st.sampled_from([2, 30, 384, 1536]), n=st.integers(1, 70))
+@given(seed=st.integers(0, 2**31), m=st.integers(0, 11), k=st.sampled_from([4, 28, 384, 1536]), n=st.integers(1, 70))
 def test_dense_is_exact_on_its_levels(variant: str, seed: int, m: int, k: int, n: int) -> None:
     random = np.random.default_rng(seed)
     x = random.standard_normal((m, k)).astype(np.float32)
@@ -189,8 +189,9 @@ def test_trunk_is_a_transformer_whatever_runs_beside_a_sequence(variant: str) ->
             expected = x[rows]
             for arrays in layers:
                 expected = reference_layer(expected, arrays)
-            # A level more or less where a value lies between two: one part in 2,047 of a row's largest.
-            np.testing.assert_allclose(found[rows], expected, atol=4e-3)
+            # A level more or less where a value lies between two: one part in 255 of a row's range.
+            np.testing.assert_allclose(found[rows], expected, atol=6e-2)
+            assert np.abs(found[rows] - expected).mean() < 4e-3
         alone = trunk.run(x[rows].copy(), np.array([0, length], np.int64))
         np.testing.assert_array_equal(alone, found[rows])
 

@@ -182,16 +182,22 @@ void approximate_case(File& file, const std::vector<int64_t>& sizes, Comparison&
 // A layer's arrays in the file, and the layer in the packing of any variant.
 struct DenseArrays {
     std::vector<int8_t> weight;
-    std::vector<float> scale, bias;
-    std::vector<int16_t> packed;
+    std::vector<float> scale, bias, sums;
+    std::vector<int8_t> packed;
     explicit DenseArrays(File& file)
         : weight(file.read<int8_t>()), scale(file.read<float>()), bias(file.read<float>()) {}
 
     hr::Dense pack(const hr::Kernels& kernels) {
         const auto n = static_cast<int64_t>(scale.size()), k = static_cast<int64_t>(weight.size()) / n;
-        packed.assign(round_up(n, kernels.panel) * k, 0);
+        packed.assign(round_up(n, kernels.panel) * k * kernels.weight_bytes, 0);
         kernels.pack(weight.data(), k, n, packed.data());
-        return {packed.data(), scale.data(), bias.data(), k, n};
+        sums.assign(n, 0);
+        for (int64_t j = 0; j < n; ++j) {
+            int32_t sum = 0;
+            for (int64_t i = 0; i < k; ++i) sum += weight[i * n + j];
+            sums[j] = static_cast<float>(sum) * scale[j];
+        }
+        return {packed.data(), scale.data(), sums.data(), bias.data(), k, n};
     }
 };
 

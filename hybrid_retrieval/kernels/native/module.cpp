@@ -93,19 +93,25 @@ class Dense {
     Dense(const hr::Kernels& kernels, Weights weight, Floats scale, Floats bias)
         : scale_(scale.data(), scale.data() + scale.shape(0)), bias_(bias.data(), bias.data() + bias.shape(0)) {
         const auto k = static_cast<int64_t>(weight.shape(0)), n = static_cast<int64_t>(weight.shape(1));
-        require(k > 0 && n > 0 && k % 2 == 0 && k <= 8192, "weight must be int8 [K, N] with an even K of at most 8192");
+        require(k > 0 && n > 0 && k % 4 == 0 && k <= 65536,
+                "weight must be int8 [K, N] with K a multiple of 4 of at most 65536");
         require(scale.shape(0) == weight.shape(1) && bias.shape(0) == weight.shape(1),
                 "scale and bias must be float32 [N]");
-        packed_.resize((n + kernels.panel - 1) / kernels.panel * kernels.panel * k);
+        packed_.resize((n + kernels.panel - 1) / kernels.panel * kernels.panel * k * kernels.weight_bytes);
         kernels.pack(weight.data(), k, n, packed_.data());
-        view = {packed_.data(), scale_.data(), bias_.data(), k, n};
+        for (int64_t j = 0; j < n; ++j) {
+            int32_t sum = 0;
+            for (int64_t i = 0; i < k; ++i) sum += weight(i, j);
+            sums_.push_back(static_cast<float>(sum) * scale_[j]);
+        }
+        view = {packed_.data(), scale_.data(), sums_.data(), bias_.data(), k, n};
     }
     Dense(const Dense&) = delete;
     hr::Dense view;
 
   private:
-    std::vector<int16_t> packed_;
-    std::vector<float> scale_, bias_;
+    std::vector<int8_t> packed_;
+    std::vector<float> scale_, sums_, bias_;
 };
 
 // Layers of one trunk, in the packing of one variant.

@@ -1,8 +1,9 @@
-// BERT layers over unpadded sequences: int8 weights, activations quantised per token to 12 bits, exact 32-bit sums.
+// BERT layers over unpadded sequences: int8 weights, activations on 256 levels between a token's least and largest, exact
+// 32-bit sums.
 //
-// Without an 8-bit dot instruction, 16-bit products (pmaddwd) are as fast as 8-bit ones, which need a second
-// multiplication to widen; so activations keep 12 bits for nothing. Sums of whole numbers do not depend on order:
-// every variant gives the same integers, and a row never depends on the rows beside it.
+// AVX-512 VNNI multiplies and sums four 8-bit pairs at once (vpdpbusd). Without an 8-bit dot instruction, 16-bit products
+// (pmaddwd) are as fast as 8-bit ones, which would need a second multiplication to widen. Sums of whole numbers do not
+// depend on order: every variant gives the same integers, and a row never depends on the rows beside it.
 #include <algorithm>
 #include <cmath>
 #include <cstring>
@@ -25,24 +26,35 @@ constexpr int kLanes = 8;
 constexpr int64_t kPanel = 16;
 constexpr int kLanes = 4;
 #endif
-#if defined(HR_NEON)
-constexpr int64_t kTogether = 1;
+// kTogether: weights of a column that stand side by side, as the instruction takes them. kTile: rows whose accumulators,
+// two each, fit the registers.
+#if defined(__AVX512VNNI__)
+typedef uint8_t Code;
+typedef int8_t Weight;
+constexpr int64_t kTogether = 4, kTile = 8;
 #else
-constexpr int64_t kTogether = 2;  // weights of a column that stand side by side, as pmaddwd takes them
+typedef int16_t Code;
+typedef int16_t Weight;
+#if defined(HR_NEON)
+constexpr int64_t kTogether = 1, kTile = 4;
+#else
+constexpr int64_t kTogether = 2, kTile = 4;
 #endif
-constexpr int64_t kRows = 4;     // with two accumulators each they fit 16 registers
+#endif
+constexpr int64_t kRows = 4;     // of float32, with two accumulators each
 constexpr int64_t kBlock = 128;  // rows that stay in the second-level cache while all panels pass
 constexpr int64_t kInputs = 512;  // of a panel at a time: 16 KB of weights that stay in the first-level cache
 constexpr int64_t kGroup = 160;  // tokens that go through the layers together, at least, where there are as many
-constexpr float kLevels = 2047.0f;  // 2047 * 127 * K stays below 2^31 up to K = 8,259
+constexpr float kLevels = 255.0f;  // steps; 255 * 127 * K stays below 2^31 up to K = 66,311
 
 typedef float Vec __attribute__((vector_size(kLanes * 4), aligned(4), may_alias));
 inline Vec load(const float* p) { return *reinterpret_cast<const Vec*>(p); }
 inline void store(float* p, Vec v) { *reinterpret_cast<Vec*>(p) = v; }
-inline Vec splat(float v) { return Vec{} + v; }
+inline Vec splat(float v) { return v - Vec{}; }  // v - 0 is v, whatever its sign
 
 // [ceil(N / kPanel)][K / kTogether][kPanel][kTogether]
-void pack(const int8_t* weight, int64_t k, int64_t n, int16_t* out) {
+void pack(const int8_t* weight, int64_t k, int64_t n, void* to) {
+    auto* out = static_cast<Weight*>(to);
     const int64_t panels = (n + kPanel - 1) / kPanel;
     for (int64_t p = 0; p < panels; ++p)
         for (int64_t i = 0; i < k; i += kTogether)
@@ -53,26 +65,72 @@ void pack(const int8_t* weight, int64_t k, int64_t n, int16_t* out) {
                 }
 }
 
-// Scale of each row, and its whole numbers.
-void quantise_rows(const float* x, int64_t m, int64_t k, int16_t* q, float* scale) {
-    std::vector<float> scaled(k);
+// x * Phi(x), Phi by Abramowitz and Stegun 7.1.28 (absolute error of erf 3e-7).
+void gelu(const float* x, int64_t count, float* out) {
+#pragma omp simd
+    for (int64_t i = 0; i < count; ++i) {
+        const float v = x[i], z = std::fabs(v) * 0.70710678118654752f;
+        float p = 0.0000430638f;
+        p = p * z + 0.0002765672f;
+        p = p * z + 0.0001520143f;
+        p = p * z + 0.0092705272f;
+        p = p * z + 0.0422820123f;
+        p = p * z + 0.0705230784f;
+        p = p * z + 1.0f;
+        p *= p;
+        p *= p;
+        p *= p;
+        p *= p;
+        const float tail = 0.5f / p;
+        out[i] = v * (v >= 0 ? 1.0f - tail : tail);
+    }
+}
+
+struct Scratch {
+    std::vector<Code> codes;
+    std::vector<float> step, least;
+    std::vector<float> activated, scaled;
+};
+
+// x [m, k], or gelu(x), in whole numbers: a row is about least + step * codes.
+template <bool activate>
+void quantise_rows(const float* x, int64_t m, int64_t k, Scratch& to) {
+    to.codes.resize(m * k);
+    to.step.resize(m);
+    to.least.resize(m);
+    to.scaled.resize(k);
+    to.activated.resize(k);
+    float* scaled = to.scaled.data();
     for (int64_t i = 0; i < m; ++i) {
         const float* row = x + i * k;
-        float most = 0;
-#pragma omp simd reduction(max : most)
-        for (int64_t j = 0; j < k; ++j) most = std::max(most, std::fabs(row[j]));
-        // A row that is not finite stays so through its scale; its whole numbers do not matter.
-        const bool usable = most > 0 && std::isfinite(most);
-        scale[i] = usable ? most / kLevels : (most > 0 ? most : 0.0f);
-        const float factor = usable ? kLevels / most : 0.0f;
-        int16_t* to = q + i * k;
+        if (activate) {
+            gelu(row, k, to.activated.data());
+            row = to.activated.data();
+        }
+        float least = row[0], most = row[0], none = 0;
+#pragma omp simd reduction(min : least) reduction(max : most) reduction(+ : none)
+        for (int64_t j = 0; j < k; ++j) {
+            least = row[j] < least ? row[j] : least;
+            most = row[j] > most ? row[j] : most;
+            none += row[j] * 0.0f;  // NaN for a row that is not finite, and so is all that comes of it
+        }
+        const float range = most - least;
+        const bool usable = range > 0 && std::isfinite(range);
+        to.step[i] = (usable ? range / kLevels : 0.0f) + none;
+        to.least[i] = least;
+        const float factor = usable ? kLevels / range : 0.0f;
+        Code* codes = to.codes.data() + i * k;
+        if (!usable) {
+            std::fill(codes, codes + k, Code{0});
+            continue;
+        }
         // Adding and taking away 1.5 * 2^23 rounds to the nearest even whole number. Two loops, so that no processor
         // fuses the product with the sum: all variants round alike.
 #pragma omp simd
-        for (int64_t j = 0; j < k; ++j) scaled[j] = row[j] * factor;
+        for (int64_t j = 0; j < k; ++j) scaled[j] = (row[j] - least) * factor;
 #pragma omp simd
         for (int64_t j = 0; j < k; ++j)
-            to[j] = static_cast<int16_t>(static_cast<int32_t>((scaled[j] + 12582912.0f) - 12582912.0f));
+            codes[j] = static_cast<Code>(static_cast<int32_t>((scaled[j] + 12582912.0f) - 12582912.0f));
     }
 }
 
@@ -92,19 +150,19 @@ inline void add_input(const int16x8_t* a, const int16_t* weights, int32x4_t (*ac
 
 // Whole-number sums of `rows` rows, `stride` apart, over k inputs of one panel: sums [rows][kPanel].
 template <int rows>
-inline void multiply(const int16_t* a, int64_t stride, int64_t k, const int16_t* panel, int32_t* sums) {
+inline void multiply(const Code* a, int64_t stride, int64_t k, const Weight* panel, int32_t* sums) {
 #if defined(__AVX512VNNI__)
     __m512i acc[rows][2];
     for (int r = 0; r < rows; ++r) acc[r][0] = acc[r][1] = _mm512_setzero_si512();
-    for (int64_t i = 0; i < k / 2; ++i) {
-        const __m512i b0 = _mm512_loadu_si512(panel + i * 2 * kPanel);
-        const __m512i b1 = _mm512_loadu_si512(panel + i * 2 * kPanel + 32);
+    for (int64_t i = 0; i < k / 4; ++i) {
+        const __m512i b0 = _mm512_loadu_si512(panel + i * 4 * kPanel);
+        const __m512i b1 = _mm512_loadu_si512(panel + i * 4 * kPanel + 64);
         for (int r = 0; r < rows; ++r) {
-            int32_t two;
-            std::memcpy(&two, a + r * stride + 2 * i, 4);
-            const __m512i both = _mm512_set1_epi32(two);
-            acc[r][0] = _mm512_dpwssd_epi32(acc[r][0], both, b0);
-            acc[r][1] = _mm512_dpwssd_epi32(acc[r][1], both, b1);
+            int32_t four;
+            std::memcpy(&four, a + r * stride + 4 * i, 4);
+            const __m512i all = _mm512_set1_epi32(four);
+            acc[r][0] = _mm512_dpbusd_epi32(acc[r][0], all, b0);
+            acc[r][1] = _mm512_dpbusd_epi32(acc[r][1], all, b1);
         }
     }
     for (int r = 0; r < rows; ++r) {
@@ -165,18 +223,14 @@ inline void multiply(const int16_t* a, int64_t stride, int64_t k, const int16_t*
 #endif
 }
 
-struct Scratch {
-    std::vector<int16_t> codes;
-    std::vector<float> scale;
-};
-
 // Rows i to i + rows of one panel, inputs from `from` on: added to what `partial` [rows][kPanel] holds, and written to out
 // with the last inputs.
 template <int rows>
 inline void tile(const Scratch& x, int64_t i, const Dense& layer, int64_t p, int64_t from, int32_t* partial, float* out) {
     int32_t sums[rows * kPanel];
     const int64_t count = std::min(kInputs, layer.k - from);
-    multiply<rows>(x.codes.data() + i * layer.k + from, layer.k, count, layer.packed + (p * layer.k + from) * kPanel, sums);
+    const Weight* panel = static_cast<const Weight*>(layer.packed) + (p * layer.k + from) * kPanel;
+    multiply<rows>(x.codes.data() + i * layer.k + from, layer.k, count, panel, sums);
     if (from > 0)
         for (int64_t j = 0; j < rows * kPanel; ++j) sums[j] += partial[j];
     if (from + count < layer.k) {
@@ -186,17 +240,18 @@ inline void tile(const Scratch& x, int64_t i, const Dense& layer, int64_t p, int
     const int64_t first = p * kPanel, width = std::min(kPanel, layer.n - first);
     for (int r = 0; r < rows; ++r) {
         float* to = out + (i + r) * layer.n + first;
-        const float row = x.scale[i + r];
+        const float step = x.step[i + r], least = x.least[i + r];
 #pragma omp simd
         for (int64_t j = 0; j < width; ++j)
-            to[j] = static_cast<float>(sums[r * kPanel + j]) * (row * layer.scale[first + j]) + layer.bias[first + j];
+            to[j] = static_cast<float>(sums[r * kPanel + j]) * (step * layer.scale[first + j]) +
+                    (least * layer.sums[first + j] + layer.bias[first + j]);
     }
 }
 
+// x, or gelu(x), times the layer's weights.
+template <bool activate = false>
 void multiply_all(const float* x, int64_t m, const Dense& layer, float* out, Scratch& scratch) {
-    scratch.codes.resize(m * layer.k);
-    scratch.scale.resize(m);
-    quantise_rows(x, m, layer.k, scratch.codes.data(), scratch.scale.data());
+    quantise_rows<activate>(x, m, layer.k, scratch);
     const int64_t panels = (layer.n + kPanel - 1) / kPanel;
     int32_t partial[kBlock * kPanel];
     for (int64_t first = 0; first < m; first += kBlock) {
@@ -204,8 +259,12 @@ void multiply_all(const float* x, int64_t m, const Dense& layer, float* out, Scr
         for (int64_t p = 0; p < panels; ++p)
             for (int64_t from = 0; from < layer.k; from += kInputs) {
                 int64_t i = first;
-                for (; i + kRows <= last; i += kRows)
-                    tile<kRows>(scratch, i, layer, p, from, partial + (i - first) * kPanel, out);
+                for (; i + kTile <= last; i += kTile)
+                    tile<kTile>(scratch, i, layer, p, from, partial + (i - first) * kPanel, out);
+                if (kTile > 4 && i + 4 <= last) {
+                    tile<4>(scratch, i, layer, p, from, partial + (i - first) * kPanel, out);
+                    i += 4;
+                }
                 for (; i < last; ++i) tile<1>(scratch, i, layer, p, from, partial + (i - first) * kPanel, out);
             }
     }
@@ -228,26 +287,7 @@ inline float exp_negative(float x) {
     p = p * r + 1.6666665459e-1f;
     p = p * r + 5.0000001201e-1f;
     const float y = p * r * r + r + 1.0f;
-    const int32_t bits = (static_cast<int32_t>(n) + 127) << 23;
-    float power;
-    std::memcpy(&power, &bits, 4);
-    return y * power;
-}
-
-// x * Phi(x), Phi by Abramowitz and Stegun 7.1.26 (absolute error of erf 1.5e-7).
-void gelu(float* x, int64_t count) {
-#pragma omp simd
-    for (int64_t i = 0; i < count; ++i) {
-        const float v = x[i], z = std::fabs(v) * 0.70710678118654752f;
-        const float t = 1.0f / (1.0f + 0.3275911f * z);
-        float p = 1.061405429f;
-        p = p * t - 1.453152027f;
-        p = p * t + 1.421413741f;
-        p = p * t - 0.284496736f;
-        p = p * t + 0.254829592f;
-        const float tail = 0.5f * p * t * exp_negative(-z * z);
-        x[i] = v * (v >= 0 ? 1.0f - tail : tail);
-    }
+    return y * __builtin_bit_cast(float, (static_cast<int32_t>(n) + 127) << 23);
 }
 
 // x = LayerNorm(x + y), rows of H.
@@ -339,7 +379,7 @@ void attend(const float* qkv, int64_t length, int64_t heads, int64_t size, float
                 for (int64_t j = length; j < stride; ++j) s[j] = -1e30f;
                 float most = s[0];
 #pragma omp simd reduction(max : most) aligned(s : 32)
-                for (int64_t j = 0; j < stride; ++j) most = std::max(most, s[j]);
+                for (int64_t j = 0; j < stride; ++j) most = s[j] > most ? s[j] : most;  // std::max would not vectorise
                 float sum = 0;
 #pragma omp simd reduction(+ : sum) aligned(s : 32)
                 for (int64_t j = 0; j < stride; ++j) {
@@ -401,8 +441,7 @@ void run_group(float* x, const int64_t* offsets, int64_t sequences, const Layer*
         multiply_all(narrow.data(), total, layer.attention_out, sum.data(), scratch);
         add_norm(x, sum.data(), total, h, layer.attention_norm, shape.epsilon);
         multiply_all(x, total, layer.inner, wide.data(), scratch);
-        gelu(wide.data(), total * layer.inner.n);
-        multiply_all(wide.data(), total, layer.outer, sum.data(), scratch);
+        multiply_all<true>(wide.data(), total, layer.outer, sum.data(), scratch);
         add_norm(x, sum.data(), total, h, layer.outer_norm, shape.epsilon);
     }
 }
@@ -420,7 +459,7 @@ void run(float* x, const int64_t* offsets, int64_t sequences, const Layer* layer
 }  // namespace
 
 extern const Kernels table;
-const Kernels table{kPanel, pack, dense, run, project, multiply_matrix};
+const Kernels table{kPanel, sizeof(Weight), pack, dense, run, project, multiply_matrix};
 
 }  // namespace HR_VARIANT
 }  // namespace hr

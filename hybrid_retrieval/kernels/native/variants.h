@@ -7,11 +7,12 @@
 
 namespace hr {
 
-// Weights of one dense layer, int8 [K, N] in panels of `panel` columns, as the variant's `pack` lays them out: int16
-// [ceil(N / panel)][K * panel].
+// Weights of one dense layer, int8 [K, N] in panels of `panel` columns, as the variant's `pack` lays them out:
+// [ceil(N / panel)][K * panel], of `weight_bytes` each.
 struct Dense {
-    const int16_t* packed;
+    const void* packed;
     const float* scale;  // [N]
+    const float* sums;   // [N]: of a column's weights, scaled
     const float* bias;   // [N]
     int64_t k, n;
 };
@@ -76,8 +77,8 @@ struct TableKernels {
 };
 
 struct Kernels {
-    int64_t panel;
-    void (*pack)(const int8_t* weight, int64_t k, int64_t n, int16_t* out);
+    int64_t panel, weight_bytes;
+    void (*pack)(const int8_t* weight, int64_t k, int64_t n, void* out);
     // x float32 [M, K] -> out float32 [M, N]
     void (*dense)(const float* x, int64_t m, const Dense& layer, float* out);
     // x float32 [T, H], changed in place; sequences are rows offsets[i] to offsets[i + 1].
