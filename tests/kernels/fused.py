@@ -1,4 +1,4 @@
-"""Run by `test_device`: late-interaction-kernels' Triton kernels, interpreted on the CPU, against `kernels.reference`.
+"""Run by `test_fused`: late-interaction-kernels' Triton kernels, interpreted on the CPU, against `kernels.reference`.
 
 The interpreter must be chosen before triton is imported, hence a process of its own.
 """
