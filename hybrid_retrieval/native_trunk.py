@@ -1,4 +1,4 @@
-"""The embedded models' layers run by the native kernels: no padding, and no row depends on the rows beside it.
+"""BERT layers of int8 models run by the native kernels: no padding, and no row depends on the rows beside it.
 
 An ONNX folder whose description has a `trunk` section can be run this way; onnxruntime runs it where there are no
 native kernels. Both read the same weights file (safetensors, int8 codes stored as uint8 with zero point 128).
@@ -31,10 +31,13 @@ EMBEDDING_BLOCK = 32
 
 @dataclass(frozen=True, slots=True)
 class TrunkFacts:
-    """The `trunk` section of a description. weights, embeddings: file names. epsilon: of every LayerNorm."""
+    """The `trunk` section of a description. weights, embeddings: file names. shared: the file of the weights that this
+    model has in common with another, or None. embedding_bits: 4 (in blocks) or 16. epsilon: of every LayerNorm."""
 
     weights: str
     embeddings: str
+    shared: str | None
+    embedding_bits: int
     vocabulary: int
     hidden: int
     layers: int
@@ -46,9 +49,11 @@ class TrunkFacts:
     def from_dict(cls, values: Mapping[str, Any], source: str) -> TrunkFacts:
         """Raises `ModelError` for a missing key."""
         try:
-            return cls(
+            facts = cls(
                 weights=str(values["weights"]),
                 embeddings=str(values["embeddings"]),
+                shared=str(values["shared"]) if "shared" in values else None,
+                embedding_bits=int(values.get("embedding_bits", 4)),
                 vocabulary=int(values["vocabulary"]),
                 hidden=int(values["hidden"]),
                 layers=int(values["layers"]),
@@ -56,6 +61,9 @@ class TrunkFacts:
                 head_size=int(values["head_size"]),
                 epsilon=float(values["epsilon"]),
             )
+            if facts.embedding_bits not in (4, 16):
+                raise ValueError(f"embedding_bits {facts.embedding_bits}")
+            return facts
         except (KeyError, TypeError, ValueError) as error:
             raise ModelError(f"{source}: the trunk section is incomplete ({error!r})") from None
 
@@ -73,7 +81,7 @@ def native_trunk(
 ) -> NativeChoice | None:
     """How the native kernels run an ONNX folder, or None where onnxruntime is to run it.
 
-    `auto` takes them for an embedded model on a CPU where they were compiled. Raises `ModelError` where `backend` is
+    `auto` takes them for an int8 model on a CPU where they were compiled. Raises `ModelError` where `backend` is
     `native` and they cannot.
     """
     if backend == "onnx" or device == "cuda" or (backend == "auto" and "trunk" not in description):
@@ -116,11 +124,13 @@ class NativeTrunk:
         path = folder / facts.weights
         try:
             self.tensors: dict[str, Any] = load_file(path)
-            self._codes, self._scales = _embeddings(folder / facts.embeddings, facts)
+            if facts.shared is not None:
+                self.tensors = load_file(folder / facts.shared) | self.tensors
+            self._words = WordTable(folder / facts.embeddings, facts)
             self._trunk = dispatch.module().Trunk(variant, facts.hidden, facts.heads, facts.head_size, facts.epsilon)
             for i in range(facts.layers):
                 self._trunk.add_layer(*layer_arrays(self.tensors, f"layers.{i}"))
-            self._positions = self.tensors["pos"]
+            self._positions, self._types = self.tensors["pos"], self.tensors.get("types")
             self._norm = self.tensors["ln.weight"], self.tensors["ln.bias"]
         except (OSError, KeyError, ValueError, TypeError, SafetensorError) as error:
             raise ModelError(f"{path}: the weights are not those that the description names ({error})") from None
@@ -131,9 +141,14 @@ class NativeTrunk:
         """A matrix [D, H] for `run` to project by, laid out for the kernels once."""
         return Projection(dispatch.module().Projection(self._variant, weight), len(weight))
 
-    def run(self, rows: Sequence[NDArray[np.int64]], projection: Projection | None = None) -> Ragged:
+    def run(
+        self,
+        rows: Sequence[NDArray[np.int64]],
+        projection: Projection | None = None,
+        types: Sequence[NDArray[np.int64]] | None = None,
+    ) -> Ragged:
         """Final states float32 [T, H], a row for each of the rows of token ids; or, with a projection to D dimensions,
-        unit vectors [T, D]."""
+        unit vectors [T, D]. types: of each token, 0 or 1, for a model that knows them (None: all 0)."""
         lengths = [len(row) for row in rows]
         longest = max(lengths, default=0)
         if longest > len(self._positions):
@@ -141,31 +156,33 @@ class NativeTrunk:
         offsets = np.zeros(len(rows) + 1, np.int64)
         np.cumsum(lengths, out=offsets[1:])
         parts = _shares(offsets, self.threads)
-        if self._pool is None or len(parts) == 1:
-            states = [self._run(rows[start:stop], projection) for start, stop in parts]
-        else:
-            states = list(self._pool.map(lambda part: self._run(rows[part[0] : part[1]], projection), parts))
+
+        def run(part: tuple[int, int]) -> Float32:
+            own = slice(*part)
+            return self._run(rows[own], projection, None if types is None else types[own])
+
+        states = list(map(run, parts) if self._pool is None or len(parts) == 1 else self._pool.map(run, parts))
         width = self.facts.hidden if projection is None else projection.width
         return Ragged(np.concatenate(states) if states else np.empty((0, width), np.float32), offsets)
 
-    def _run(self, rows: Sequence[NDArray[np.int64]], projection: Projection | None) -> Float32:
+    def _run(
+        self,
+        rows: Sequence[NDArray[np.int64]],
+        projection: Projection | None,
+        types: Sequence[NDArray[np.int64]] | None,
+    ) -> Float32:
         offsets = np.zeros(len(rows) + 1, np.int64)
         np.cumsum([len(row) for row in rows], out=offsets[1:])
-        states: Float32 = self._trunk.run(self._embed(rows), offsets)
+        states: Float32 = self._trunk.run(self._embed(rows, types), offsets)
         if projection is not None:
             states = projection.kernel.run(states)
         return states
 
-    def _embed(self, rows: Sequence[NDArray[np.int64]]) -> Float32:
-        ids = np.concatenate(rows)
-        if len(ids) and not 0 <= int(ids.min()) <= int(ids.max()) < len(self._codes):
-            raise ModelError(f"token ids must be below {len(self._codes)}, got {int(ids.min())} to {int(ids.max())}")
-        packed = self._codes[ids]
-        # Signed 4-bit codes, the lower index in the low nibble: shifting left and back extends the sign.
-        codes = np.stack([(packed << 4).view(np.int8) >> 4, packed.view(np.int8) >> 4], axis=-1)
-        blocks = codes.reshape(len(ids), -1, EMBEDDING_BLOCK) * self._scales[ids].astype(np.float32)[..., None]
-        x = blocks.reshape(len(ids), self.facts.hidden)
+    def _embed(self, rows: Sequence[NDArray[np.int64]], types: Sequence[NDArray[np.int64]] | None) -> Float32:
+        x = self._words.rows(np.concatenate(rows))
         x += np.concatenate([self._positions[: len(row)] for row in rows])
+        if self._types is not None:
+            x += self._types[0 if types is None else np.concatenate(types)]
         mean = x.mean(axis=1, keepdims=True)
         x -= mean
         variance = np.square(x).mean(axis=1, keepdims=True)
@@ -196,9 +213,30 @@ def layer_arrays(tensors: Mapping[str, Any], name: str) -> list[NDArray[Any]]:
     return arrays
 
 
-def _embeddings(path: Path, facts: TrunkFacts) -> tuple[NDArray[np.uint8], NDArray[np.float16]]:
-    """Mapped 4-bit codes uint8 [V, H / 2] and their scales float16 [V, H / 32]; the scales start on a page."""
-    codes = np.memmap(path, np.uint8, "r", shape=(facts.vocabulary, facts.hidden // 2))
-    start = -(-codes.nbytes // 4096) * 4096
-    shape = (facts.vocabulary, facts.hidden // EMBEDDING_BLOCK)
-    return codes, np.memmap(path, np.float16, "r", offset=start, shape=shape)
+class WordTable:
+    """The mapped word embeddings: float16 [V, H], or 4-bit codes uint8 [V, H / 2] and their scales float16 [V, H / 32],
+    which start on a page."""
+
+    def __init__(self, path: Path, facts: TrunkFacts) -> None:
+        self._facts = facts
+        if facts.embedding_bits == 16:
+            self._halves = np.memmap(path, np.float16, "r", shape=(facts.vocabulary, facts.hidden))
+            return
+        self._codes = np.memmap(path, np.uint8, "r", shape=(facts.vocabulary, facts.hidden // 2))
+        start = -(-self._codes.nbytes // 4096) * 4096
+        shape = (facts.vocabulary, facts.hidden // EMBEDDING_BLOCK)
+        self._scales = np.memmap(path, np.float16, "r", offset=start, shape=shape)
+
+    def rows(self, ids: NDArray[np.int64]) -> Float32:
+        """float32 [t, H], copied. Raises `ModelError` for an id that is no row."""
+        facts = self._facts
+        if len(ids) and not 0 <= int(ids.min()) <= int(ids.max()) < facts.vocabulary:
+            raise ModelError(f"token ids must be below {facts.vocabulary}, got {int(ids.min())} to {int(ids.max())}")
+        if facts.embedding_bits == 16:
+            return self._halves[ids].astype(np.float32)
+        packed = self._codes[ids]
+        # Signed 4-bit codes, the lower index in the low nibble: shifting left and back extends the sign.
+        codes = np.stack([(packed << 4).view(np.int8) >> 4, packed.view(np.int8) >> 4], axis=-1)
+        blocks = codes.reshape(len(ids), -1, EMBEDDING_BLOCK) * self._scales[ids].astype(np.float32)[..., None]
+        found: Float32 = blocks.reshape(len(ids), facts.hidden)
+        return found

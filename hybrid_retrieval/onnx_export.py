@@ -38,13 +38,15 @@ def write_onnx_folder(
     input_names: list[str],
     output_name: str,
     tolerance: Callable[[NDArray[np.float32], NDArray[np.float32]], tuple[float, bool]],
+    write_graph: Callable[[Path], dict[str, Any]] | None = None,
 ) -> float:
     """Export a torch module and return its largest difference from torch in float32 on `sample`.
 
     module: maps int64 [B, L] inputs named `input_names` to one float32 output. tolerance: (torch's output, the
-    graph's) to (largest difference, whether it is acceptable). Nothing is left behind under `out` if the check
-    fails. Raises `InputError` for a folder that holds something already, `ModelError` where the graph disagrees
-    with torch.
+    graph's) to (largest difference, whether it is acceptable). write_graph: writes `{kind}.onnx` and its weights to a
+    folder, and returns the description's `trunk` section; None has torch export and onnxruntime quantise. Nothing is
+    left behind under `out` if the check fails. Raises `InputError` for a folder that holds something already,
+    `ModelError` where the graph disagrees with torch.
     """
     if dtype not in DTYPES:
         raise InputError(f"an export is in {' or '.join(DTYPES)}, got {dtype}")
@@ -60,10 +62,14 @@ def write_onnx_folder(
         folder = Path(name) / "model"
         folder.mkdir()
         graph = folder / f"{kind}.onnx"
-        traced = Path(name) / "float32.onnx" if dtype == "int8" else graph
-        _export(torch, module, inputs, traced, input_names, output_name)
-        if dtype == "int8":
-            _quantise(traced, graph)
+        trunk: dict[str, Any] = {}
+        if write_graph is not None:
+            trunk = {"trunk": write_graph(folder)}
+        else:
+            traced = Path(name) / "float32.onnx" if dtype == "int8" else graph
+            _export(torch, module, inputs, traced, input_names, output_name)
+            if dtype == "int8":
+                _quantise(traced, graph)
         found = OnnxGraph(graph).run(*sample)
         difference, acceptable = tolerance(expected, found)
         if not acceptable:
@@ -71,7 +77,7 @@ def write_onnx_folder(
         (folder / "tokenizer.json.gz").write_bytes(gzip.compress(tokenizer_bytes, mtime=0))
         whole = {"format": FORMAT, "kind": kind, "graph": graph.name, "tokenizer": "tokenizer.json.gz", "dtype": dtype}
         (folder / f"{kind}.json").write_text(
-            json.dumps({**whole, **description}, ensure_ascii=False, indent=1) + "\n", encoding="utf-8"
+            json.dumps({**whole, **description, **trunk}, ensure_ascii=False, indent=1) + "\n", encoding="utf-8"
         )
         if out.exists():
             out.rmdir()

@@ -43,7 +43,8 @@ def weight_files(folder: Path, description: dict[str, Any]) -> list[Path]:
     graph = folder / description["graph"]
     trunk = description.get("trunk")
     if trunk is not None:
-        files = [folder / str(trunk.get(name)) for name in ("weights", "embeddings")]
+        names = ("weights", "embeddings", *(["shared"] if "shared" in trunk else []))
+        files = [folder / str(trunk.get(name)) for name in names]
         missing = [str(path) for path in files if not path.is_file()]
         if missing:
             raise ModelError(f"{', '.join(missing)}: no such file, though the model's description names it")

@@ -22,17 +22,13 @@ def main() -> int:
     parser.add_argument("--sentences", type=Path, required=True, help="folder of Tatoeba files (xxx-eng.tsv)")
     parser.add_argument("--work", type=Path, required=True, help="folder for checkpoints (float32)")
     parser.add_argument("--out", type=Path, required=True, help="folder that gets the model files")
-    parser.add_argument("--heads", type=int, default=6, help="attention heads a layer (base: 12)")
-    parser.add_argument("--inner", type=int, default=384, help="inner neurons a layer (base: 1536)")
     parser.add_argument("--dimensions", type=int, default=256)
     parser.add_argument("--projection-steps", type=int, default=400)
     parser.add_argument("--upper-steps", type=int, default=600, help="training of the encoder's upper layers")
-    parser.add_argument("--student-steps", type=int, default=220, help="distillation of the pruned trunk")
-    parser.add_argument("--reranker-steps", type=int, default=160, help="length of the learning-rate schedule")
-    parser.add_argument("--reranker-stop", type=int, default=99, help="steps of it that are run (0: all)")
+    parser.add_argument("--reranker-steps", type=int, default=1000, help="training of the cross-encoder's upper layers")
     parser.add_argument("--fusion-weight", type=float, default=0.2, help="weight of the reranker in the fused score")
     parser.add_argument(
-        "--only", choices=("encoder", "student", "reranker"), help="one stage; reranker needs student's checkpoint"
+        "--only", choices=("encoder", "reranker"), help="one model; reranker needs the encoder in --out"
     )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2)

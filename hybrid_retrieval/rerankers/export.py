@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -26,10 +27,14 @@ MOST_INT8_DIFFERENCE = 0.25
 def export_reranker(source: Path, out: Path, *, dtype: str = "float32") -> float:
     """Export the checkpoint in folder `source` to folder `out`; returns the largest difference of a logit.
 
-    dtype: `float32` or `int8` (dynamic activations, weights a channel). Raises `ModelError` where the graph disagrees
+    dtype: `float32` or `int8` (dynamic activations, weights a channel). An int8 XLM-R or BERT also runs on the native
+    kernels (`int8_export`). Raises `ModelError` where the graph disagrees
     with torch, `InputError` for an `out` that is not empty.
     """
     torch = require("torch", "the ONNX export", "export")
+    require("onnx", "the ONNX export", "export")
+    from hybrid_retrieval.rerankers.int8_export import can_export, write_int8
+
     parts = torch_parts(source, device="cpu", dtype="float32", threads=0, max_tokens=0, padded=True)
     model, convention, tokenizer = parts["backend"].model, parts["convention"], parts["tokenizer"]
 
@@ -75,4 +80,5 @@ def export_reranker(source: Path, out: Path, *, dtype: str = "float32") -> float
         input_names=names,
         output_name="logits",
         tolerance=tolerance,
+        write_graph=functools.partial(write_int8, model) if dtype == "int8" and can_export(model) else None,
     )

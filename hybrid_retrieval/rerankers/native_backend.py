@@ -1,4 +1,4 @@
-"""The embedded cross-encoder on the native kernels."""
+"""int8 cross-encoders on the native kernels: the embedded one, and exports of XLM-R and BERT."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from hybrid_retrieval.native_trunk import NativeTrunk, TrunkFacts
 from hybrid_retrieval.rerankers.backend import RerankerBackend
 from hybrid_retrieval.rerankers.pairs import PairConvention
 
-HEAD = ("dense.weight", "dense.bias", "out.weight", "out.bias", "scale")
+HEAD = ("dense.weight", "dense.bias", "out.weight", "out.bias")
 
 
 class NativeRerankerBackend(RerankerBackend):
@@ -27,9 +27,9 @@ class NativeRerankerBackend(RerankerBackend):
             raise ModelError(
                 f"{folder / facts.weights}: the head is incomplete ({', '.join(missing) or 'no separator'})"
             )
-        self._dense, self._dense_bias, self._out, self._out_bias, self._scale = (
-            self._trunk.tensors[name] for name in HEAD
-        )
+        self._dense, self._dense_bias, self._out, self._out_bias = (self._trunk.tensors[name] for name in HEAD)
+        # Of the embedded model's MaxSim; a plain classifier has none.
+        self._scale = self._trunk.tensors.get("scale")
         self._convention = convention
         self.lanes = self._trunk.threads
 
@@ -37,18 +37,25 @@ class NativeRerankerBackend(RerankerBackend):
         self, ids: NDArray[np.int64], mask: NDArray[np.int64], types: NDArray[np.int64] | None
     ) -> NDArray[np.float32]:
         """As `RerankerBackend.forward`."""
-        rows = [row[:length] for row, length in zip(ids, mask.sum(axis=1), strict=True)]
-        states = self._trunk.run(rows)
+        lengths = mask.sum(axis=1)
+        rows = [row[:length] for row, length in zip(ids, lengths, strict=True)]
+        kinds = None if types is None else [row[:length] for row, length in zip(types, lengths, strict=True)]
+        states = self._trunk.run(rows, types=kinds)
         return np.array([self._logit(row, state) for row, state in zip(rows, states, strict=True)], np.float32)
 
     def _logit(self, ids: NDArray[np.int64], states: NDArray[np.float32]) -> np.float32:
-        """Scaled mean MaxSim of the query's states with the passage's, plus what the first token's state says."""
+        """What the first token's state says; for the embedded model, a scaled mean MaxSim of query and passage too."""
+        pooled = np.tanh(self._dense @ states[0] + self._dense_bias)
+        logit: np.float32 = (self._out @ pooled)[0] + self._out_bias[0]
+        return logit if self._scale is None else logit + self._scale * self._maxsim(ids, states)
+
+    def _maxsim(self, ids: NDArray[np.int64], states: NDArray[np.float32]) -> np.float32:
         marks = self._convention
         first = len(marks.prefix_ids)
         end = first + int(np.argmax(ids[first:] == marks.middle_ids[0]))
         unit = states / np.linalg.norm(states, axis=1, keepdims=True)
         passage = unit[end + len(marks.middle_ids) : len(ids) - len(marks.suffix_ids)]
-        maxsim = (unit[first:end] @ passage.T).max(axis=1).mean() if len(passage) else -1.0
-        pooled = np.tanh(self._dense @ states[0] + self._dense_bias)
-        logit: np.float32 = self._scale * maxsim + (self._out @ pooled)[0] + self._out_bias[0]
-        return logit
+        if not len(passage):
+            return np.float32(-1)
+        mean: np.float32 = (unit[first:end] @ passage.T).max(axis=1).mean()
+        return mean

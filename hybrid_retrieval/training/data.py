@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,27 +28,6 @@ WEIGHTS = {
 
 HELD_OUT = 150
 """Passages of each file that no training step sees."""
-
-LANGUAGES = (
-    "ara",
-    "tel",
-    "rus",
-    "cmn",
-    "spa",
-    "fin",
-    "deu",
-    "hin",
-    "fra",
-    "kor",
-    "swh",
-    "jpn",
-    "tur",
-    "vie",
-    "tha",
-    "ell",
-    "ron",
-)
-"""Tatoeba's languages for distillation on sentences."""
 
 
 @dataclass(frozen=True)
@@ -75,16 +54,6 @@ def load_pairs(
 def held_out(folder: Path, tokenizer: Tokenizer, name: str, *, seed: int) -> list[Pair]:
     """The pairs of one file that ``load_pairs`` leaves out."""
     return [pair for pair in _read(folder / f"{name}.jsonl", tokenizer, seed) if pair.passage_key < HELD_OUT]
-
-
-def load_sentences(folder: Path, tokenizer: Tokenizer) -> list[list[int]]:
-    """Token ids of sentences of ``LANGUAGES`` (Tatoeba, ``xxx-eng.tsv``: sentence, tab, English), not the
-    English ones."""
-    texts = []
-    for language in LANGUAGES:
-        for line in (folder / f"{language}-eng.tsv").read_text(encoding="utf-8").splitlines():
-            texts.append(line.split("\t")[0])
-    return [encoding.ids for encoding in tokenizer.encode_batch(texts, add_special_tokens=False) if encoding.ids]
 
 
 BITEXT_LANGUAGES = (
@@ -188,17 +157,3 @@ def bucketed(lengths: Sequence[int], budget: int) -> list[list[int]]:
             groups.append([])
         groups[-1].append(i)
     return groups
-
-
-def batches(pairs: dict[str, list[Pair]], size: int, seed: int) -> Iterator[tuple[str, list[Pair]]]:
-    """Endless (file, ``size`` pairs of that file with distinct queries), drawn by ``WEIGHTS``; half of a batch comes
-    from one file, so that in-batch negatives are of the same kind, and half from another."""
-    rng = random.Random(seed)
-    names = [name for name in WEIGHTS if pairs.get(name)]
-    weights = [WEIGHTS[name] for name in names]
-    while True:
-        first, second = rng.choices(names, weights, k=2)
-        half = size // 2
-        drawn = rng.sample(pairs[first], min(half, len(pairs[first])))
-        drawn += rng.sample(pairs[second], min(size - half, len(pairs[second])))
-        yield f"{first}+{second}", drawn

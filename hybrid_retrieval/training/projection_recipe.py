@@ -52,7 +52,7 @@ def train_projection(
     of in-batch MaxSim to the base's, the squared error of every query token's product with every passage token, and
     contrastive cross-entropy on the pairs (``PAIRS_SHARE``) and on the sentences both ways (``BITEXT_SHARE``).
     """
-    encoder = Encoder(Trunk(base, list(range(base.layers))), dimensions).eval()
+    encoder = Encoder(Trunk(base), dimensions).eval()
     items, files = [], []
     for name, found in pairs.items():
         chosen = found[: per_weight * data.WEIGHTS[name]]

@@ -1,21 +1,56 @@
-"""Recipe of the embedded cross-encoder: the pruned base, trained listwise against negatives mined with the encoder."""
+"""Recipe of the embedded cross-encoder: the base's nine lower layers stay, as they do in the encoder, which shares
+them; the three upper layers and the head learn listwise against negatives that the trained encoder mined."""
 
 from __future__ import annotations
 
+import json
 import random
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
-from torch import Tensor
+from numpy.typing import NDArray
+from torch import Tensor, nn
 
+from hybrid_retrieval.kernels import dispatch
+from hybrid_retrieval.native_trunk import NativeTrunk, TrunkFacts
 from hybrid_retrieval.training import data, losses
 from hybrid_retrieval.training.data import END, Pair
 from hybrid_retrieval.training.loop import train
-from hybrid_retrieval.training.modules import CrossEncoder, Encoder
+from hybrid_retrieval.training.modules import CrossEncoder
+from hybrid_retrieval.training.states import States, keep_states
 
-QUERY_TOKENS, PASSAGE_TOKENS = 40, 120
+FROZEN = 9
+QUERY_TOKENS, PASSAGE_TOKENS = 40, 140
 """Training lengths of the two parts of a pair; at run time pairs have at most 512 tokens."""
-NEGATIVES = 3
+POOL = 1000
+"""Pairs of a file among whose passages negatives are sought, where no more of its questions are kept."""
+NEGATIVES, DEPTH, SHORTLIST = 3, 12, 40
+QUESTIONS = 8
+BATCH_TOKENS = 2048
+FILES: dict[str, tuple[float, int]] = {
+    "squad_train": (6, 1600), "tydiqa-en": (2.5, 700), "tydiqa-ko": (2, 500), "tydiqa-sw": (1, 250),
+    "jaquad": (2, 500), "iapp-thai": (0.7, 150), "tquad": (1, 200), "vi-qa": (0.7, 150), "scifact": (2, 500),
+    "fever-sent": (2, 500), "medquad": (0.6, 150), "php_purpose": (1.2, 300), "mdn_xling": (1.5, 400),
+    "heading_mdn-en": (0.4, 100), "heading_windows-driver-docs": (0.4, 100),
+}  # fmt: skip
+"""Share of each file in the draw of questions, and how many of its questions are kept."""
+ACROSS: dict[str, tuple[float, int]] = {
+    "zh": (2, 350), "es": (0.7, 120), "fr": (0.7, 120), "ru": (0.7, 120), "ja": (0.7, 120), "de": (0.7, 120),
+}  # fmt: skip
+"""The same for questions of the PHP manual in these languages with English passages."""
+
+
+@dataclass(frozen=True)
+class Lists:
+    """Questions with one positive and ``NEGATIVES`` negatives each: pair ``4 i`` is question ``i``'s positive.
+    files: of each question. rows: token ids of each pair."""
+
+    states: States
+    files: list[str]
+    rows: list[list[int]]
 
 
 def pair_ids(query: list[int], passage: list[int], query_tokens: int, passage_tokens: int) -> list[int]:
@@ -23,81 +58,89 @@ def pair_ids(query: list[int], passage: list[int], query_tokens: int, passage_to
     return [0, *query[:query_tokens], END, END, *passage[:passage_tokens], END]
 
 
-@torch.no_grad()
-def mine(
-    encoder: Encoder, pairs: list[Pair], *, questions: int, depth: int = 12, skip: int = 0
-) -> list[tuple[Pair, list[Pair]]]:
-    """For the first ``questions`` pairs of one file, the ``depth`` best passages of the same questions'
-    passages by MaxSim
-    (mean of unit token vectors first, to shorten the list), the query's own left out."""
-    items = pairs[:questions]
+def mine(encoder: Path, pairs: Sequence[Pair], *, questions: int, threads: int) -> list[tuple[Pair, list[Pair]]]:
+    """For the first ``questions`` pairs of one file, the ``DEPTH`` best of the file's other passages by MaxSim
+    under an exported encoder (by mean unit token vectors first, to shorten the list)."""
     chosen: dict[int, Pair] = {}
-    for item in items:
-        chosen.setdefault(item.passage_key, item)
+    for pair in pairs:
+        chosen.setdefault(pair.passage_key, pair)
     pool = list(chosen.values())
-    texts = [data.wrap(data.PASSAGE_PREFIX, p.passage, PASSAGE_TOKENS) for p in pool]
-    queries = [data.wrap(data.QUERY_PREFIX, p.query, QUERY_TOKENS) for p in items]
-    pooled = torch.zeros(len(pool), encoder.projection.out_features)
-    vectors: dict[int, Tensor] = {}
-    for group in data.bucketed([len(t) for t in texts], 4096):
-        ids, mask = data.pad([texts[i] for i in group])
-        out = encoder(ids, mask)
-        for row, i in enumerate(group):
-            vectors[i] = out[row, : len(texts[i])]
-            pooled[i] = vectors[i].mean(0)
-    found: list[tuple[Pair, list[Pair]]] = [(item, []) for item in items]
-    for group in data.bucketed([len(t) for t in queries], 4096):
-        ids, mask = data.pad([queries[i] for i in group])
-        out = encoder(ids, mask)
-        for row, i in enumerate(group):
-            q = out[row, : len(queries[i])]
-            short = (pooled @ q.mean(0)).topk(min(40, len(pool))).indices.tolist()
-            short = [j for j in short if pool[j].passage_key != items[i].passage_key]
-            scores = [float((q @ vectors[j].T).amax(1).sum()) for j in short]
-            ranked = [j for _, j in sorted(zip(scores, short, strict=True), reverse=True)][skip : skip + depth]
-            found[i] = (items[i], [pool[j] for j in ranked])
-    return [(item, negatives) for item, negatives in found if len(negatives) >= NEGATIVES]
+    items = list(pairs[:questions])
+    description = json.loads((encoder / "encoder.json").read_text(encoding="utf-8"))["trunk"]
+    facts = TrunkFacts.from_dict(description, str(encoder))
+    trunk = NativeTrunk(encoder, facts, variant=dispatch.variant(), threads=threads)
+    projection = trunk.projection(trunk.tensors["projection"])
+
+    def vectors(prefix: Sequence[int], texts: Sequence[list[int]], limit: int) -> list[NDArray[np.float32]]:
+        rows = [np.array(data.wrap(prefix, text, limit), np.int64) for text in texts]
+        return [v for start in range(0, len(rows), 256) for v in trunk.run(rows[start : start + 256], projection)]
+
+    passages = vectors(data.PASSAGE_PREFIX, [pair.passage for pair in pool], PASSAGE_TOKENS)
+    queries = vectors(data.QUERY_PREFIX, [pair.query for pair in items], QUERY_TOKENS)
+    means = np.stack([v.mean(axis=0) for v in passages])
+    found = []
+    for item, q in zip(items, queries, strict=True):
+        near = np.argsort(-(means @ q.mean(axis=0)), kind="stable")[:SHORTLIST].tolist()
+        near = [j for j in near if pool[j].passage_key != item.passage_key]
+        scores = [float((q @ passages[j].T).max(axis=1).sum()) for j in near]
+        ranked = [j for _, j in sorted(zip(scores, near, strict=True), reverse=True)][:DEPTH]
+        if len(ranked) >= NEGATIVES:
+            found.append((item, [pool[j] for j in ranked]))
+    return found
+
+
+def gather(
+    encoder: Path,
+    pairs: dict[str, list[Pair]],
+    across: dict[str, list[Pair]],
+    work: Path,
+    *,
+    seed: int,
+    threads: int,
+) -> Lists:
+    """Mine with an exported encoder, draw each question's negatives, and run all pairs through the lower layers."""
+    sources = [(name, pairs[name], limit) for name, (_, limit) in FILES.items()]
+    sources += [(f"php_{language}-en", across[language], limit) for language, (_, limit) in ACROSS.items()]
+    rng = random.Random(seed)
+    files: list[str] = []
+    rows: list[list[int]] = []
+    for name, items, limit in sources:
+        mined = mine(encoder, items[: max(limit, POOL)], questions=limit, threads=threads)
+        print(f"mined {name}: {len(mined)} questions", flush=True)
+        for item, negatives in mined:
+            files.append(name)
+            for passage in [item, *rng.sample(negatives, NEGATIVES)]:
+                rows.append(pair_ids(item.query, passage.passage, QUERY_TOKENS, PASSAGE_TOKENS))
+    return Lists(keep_states(encoder, rows, FROZEN, work, final=False, threads=threads), files, rows)
 
 
 def train_reranker(
-    model: CrossEncoder,
-    mined: dict[str, list[tuple[Pair, list[Pair]]]],
-    *,
-    steps: int,
-    stop_after: int,
-    checkpoint: Path,
-    resume: bool,
-    questions: int = 8,
-    seed: int = 0,
+    model: CrossEncoder, lists: Lists, *, steps: int, checkpoint: Path, resume: bool, seed: int = 0
 ) -> bool:
-    """Listwise softmax over the positive and ``NEGATIVES`` mined negatives of ``questions`` questions a step.
-    The learning
-    rate falls to zero over ``steps``; training ends after ``stop_after`` of them."""
-    names = [name for name in data.WEIGHTS if mined.get(name)]
-    weights = [data.WEIGHTS[name] for name in names]
+    """Listwise softmax over the pairs of ``QUESTIONS`` questions a step; False when a signal stopped it."""
+    for layer in list(model.trunk.layers)[:FROZEN]:
+        layer.requires_grad_(False)
+    by_file: dict[str, list[int]] = {}
+    for question, name in enumerate(lists.files):
+        by_file.setdefault(name, []).append(question)
+    shares = {name: share for name, (share, _) in FILES.items()}
+    shares |= {f"php_{language}-en": share for language, (share, _) in ACROSS.items()}
+    names = sorted(by_file)
+    weights = [shares[name] for name in names]
+    group = 1 + NEGATIVES
 
     def step(i: int) -> tuple[Tensor, dict[str, float]]:
         rng = random.Random(seed * 1_000_003 + i)
-        rows: list[list[int]] = []
-        for name in rng.choices(names, weights, k=questions):
-            item, negatives = rng.choice(mined[name])
-            for passage in [item, *rng.sample(negatives, NEGATIVES)]:
-                rows.append(pair_ids(item.query, passage.passage, QUERY_TOKENS, PASSAGE_TOKENS))
-        logits = torch.zeros(len(rows))
-        for group in data.bucketed([len(r) for r in rows], 2048):
-            ids, mask = data.pad([rows[j] for j in group])
-            logits = logits.index_put((torch.tensor(group),), model(ids, mask))
-        loss = losses.listwise(logits, 1 + NEGATIVES)
-        hit = (logits.view(-1, 1 + NEGATIVES).argmax(-1) == 0).float().mean()
+        questions = [rng.choice(by_file[name]) for name in rng.choices(names, weights, k=QUESTIONS)]
+        pairs = [group * question + j for question in questions for j in range(group)]
+        logits = torch.zeros(len(pairs))
+        for members in data.bucketed([len(lists.rows[p]) for p in pairs], BATCH_TOKENS):
+            ids, mask = data.pad([lists.rows[pairs[j]] for j in members])
+            lower = [torch.from_numpy(lists.states.lower_of(pairs[j]).astype(np.float32)) for j in members]
+            states = model.trunk.above(nn.utils.rnn.pad_sequence(lower, batch_first=True), mask, FROZEN)
+            logits = logits.index_put((torch.tensor(members),), model.logits(states, ids))
+        loss = losses.listwise(logits, group)
+        hit = (logits.view(-1, group).argmax(-1) == 0).float().mean()
         return loss, {"loss": loss.item(), "hit": hit.item()}
 
-    return train(
-        model,
-        step,
-        steps=steps,
-        stop_after=stop_after,
-        rate=1.5e-4,
-        head_rate=5e-4,
-        checkpoint=checkpoint,
-        resume=resume,
-    )
+    return train(model, step, steps=steps, rate=1e-4, head_rate=5e-4, checkpoint=checkpoint, resume=resume)

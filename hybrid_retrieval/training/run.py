@@ -1,5 +1,5 @@
-"""The whole training: the encoder's projection, then its upper layers; a pruned and distilled student, which mines
-negatives; the cross-encoder from the pruned trunk. The encoder's stages and the last write model files."""
+"""The whole training: the encoder's projection, then its upper layers; then the cross-encoder's upper layers, against
+negatives that the encoder mined. Both write model files."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ import torch
 from tokenizers import Tokenizer
 from torch import nn
 
-from hybrid_retrieval.training import data, encoder_recipe, projection_recipe, reranker_recipe, upper_recipe
+from hybrid_retrieval.training import data, projection_recipe, reranker_recipe, upper_recipe
 from hybrid_retrieval.training.base_weights import BaseModel, read_base, tokenizer_json
 from hybrid_retrieval.training.export import write_encoder, write_reranker
-from hybrid_retrieval.training.modules import CrossEncoder, Encoder, Trunk
+from hybrid_retrieval.training.modules import CrossEncoder, Trunk
 
 ENCODER: dict[str, Any] = {
     "name": "multilingual-e5-small-colbert",
@@ -41,33 +41,27 @@ def run(
     sentences: Path,
     work: Path,
     out: Path,
-    heads: int,
-    inner: int,
     dimensions: int,
     projection_steps: int,
     upper_steps: int,
-    student_steps: int,
     reranker_steps: int,
-    reranker_stop: int,
     fusion_weight: float,
     only: str | None,
     seed: int,
     threads: int,
     resume: bool,
 ) -> bool:
-    """Train what ``only`` asks for (all three stages when None) and write the files; False when a signal
-    stopped the training."""
+    """Train what ``only`` asks for (both models when None) and write the files; False when a signal stopped the
+    training."""
     torch.set_num_threads(threads)
     torch.manual_seed(seed)
     work.mkdir(parents=True, exist_ok=True)
     source = read_base(base)
     tokenizer = Tokenizer.from_str(tokenizer_json(source))
-    drawn = data.load_pairs(pairs, tokenizer, limit=4000, seed=seed)
     if only in (None, "encoder"):
         done = _encoder(
             source,
             tokenizer,
-            drawn,
             pairs=pairs,
             sentences=sentences,
             work=work,
@@ -83,33 +77,16 @@ def run(
             return False
     if only == "encoder":
         return True
-    lines = data.load_sentences(sentences, tokenizer)
-    student = _start(source, drawn, lines, work, heads=heads, inner=inner, dimensions=dimensions, resume=resume)
-    if only in (None, "student"):
-        done = encoder_recipe.train_encoder(
-            source,
-            student,
-            drawn,
-            lines,
-            steps=student_steps,
-            checkpoint=work / "encoder.ckpt",
-            resume=resume,
-            seed=seed,
-        )
-        if not done:
-            return False
-    if only == "student":
-        return True
     return _reranker(
         source,
-        student,
-        drawn,
-        work,
-        out,
+        tokenizer,
+        pairs=pairs,
+        work=work,
+        out=out,
         steps=reranker_steps,
-        stop_after=reranker_stop,
         weight=fusion_weight,
         seed=seed,
+        threads=threads,
         resume=resume,
     )
 
@@ -117,7 +94,6 @@ def run(
 def _encoder(
     base: BaseModel,
     tokenizer: Tokenizer,
-    drawn: dict[str, list[data.Pair]],
     *,
     pairs: Path,
     sentences: Path,
@@ -135,6 +111,7 @@ def _encoder(
     if resume and path.exists():
         encoder = upper_recipe.untrained(base, torch.load(path, weights_only=True))
     else:
+        drawn = data.load_pairs(pairs, tokenizer, limit=4000, seed=seed)
         bitext = data.load_bitext(sentences, tokenizer, per_language=110, seed=seed)
         encoder = projection_recipe.train_projection(
             base, drawn, bitext, per_weight=45, dimensions=dimensions, steps=projection_steps, seed=seed
@@ -165,54 +142,33 @@ def _encoder(
     return done
 
 
-def _start(
-    base: BaseModel,
-    pairs: dict[str, list[data.Pair]],
-    sentences: list[list[int]],
-    work: Path,
-    *,
-    heads: int,
-    inner: int,
-    dimensions: int,
-    resume: bool,
-) -> Encoder:
-    path = work / "start.pt"
-    if resume and path.exists():
-        trunk = Trunk(base, list(range(base.layers)), [(heads, inner)] * base.layers)
-        model = Encoder(trunk, dimensions)
-        model.load_state_dict(torch.load(path, weights_only=True))
-        return model
-    calibration = sentences[:: max(1, len(sentences) // 120)]
-    model = encoder_recipe.start(base, pairs, calibration, heads=heads, inner=inner, dimensions=dimensions)
-    torch.save(model.state_dict(), path)
-    return model
-
-
 def _reranker(
     base: BaseModel,
-    encoder: Encoder,
-    pairs: dict[str, list[data.Pair]],
+    tokenizer: Tokenizer,
+    *,
+    pairs: Path,
     work: Path,
     out: Path,
-    *,
     steps: int,
-    stop_after: int,
     weight: float,
     seed: int,
+    threads: int,
     resume: bool,
 ) -> bool:
-    """Mine negatives with the trained encoder, train the cross-encoder from the pruned base, export."""
-    model = CrossEncoder(Trunk(base, encoder.trunk.keep, encoder.trunk.widths))
-    pruned = torch.load(work / "start.pt", weights_only=True)
-    model.trunk.load_state_dict({k.removeprefix("trunk."): v for k, v in pruned.items() if k.startswith("trunk.")})
-    encoder.load_state_dict(torch.load(work / "encoder.ckpt", weights_only=True)["model"])
-    encoder.eval()
-    mined = {}
-    for name, items in pairs.items():
-        mined[name] = reranker_recipe.mine(encoder, items, questions=min(400, 100 * data.WEIGHTS[name]))
-        print(f"mined {name}: {len(mined[name])} questions", flush=True)
+    """Mine negatives with the encoder in ``out``, train the cross-encoder on its lower layers' states, export."""
+    lists = reranker_recipe.gather(
+        out,
+        data.load_pairs(pairs, tokenizer, limit=4000, seed=seed, names=reranker_recipe.FILES),
+        data.load_across(
+            pairs, tokenizer, per_language={k: limit for k, (_, limit) in reranker_recipe.ACROSS.items()}, seed=seed
+        ),
+        work / "reranker-states",
+        seed=seed,
+        threads=threads,
+    )
+    model = CrossEncoder(Trunk(base))
     done = reranker_recipe.train_reranker(
-        model, mined, steps=steps, stop_after=stop_after, checkpoint=work / "reranker.ckpt", resume=resume, seed=seed
+        model, lists, steps=steps, checkpoint=work / "reranker.ckpt", resume=resume, seed=seed
     )
     if done:
         note = (

@@ -96,7 +96,7 @@ def gather(
     ]
     rows = [*queries, *map(list, distinct), *sides]
     print(f"upper layers: {len(named)} pairs, {len(bitext)} translations", flush=True)
-    states = keep_states(encoder, rows, FROZEN, work, threads=threads)
+    states = keep_states(encoder, rows, FROZEN, work / "encoder-states", final=True, threads=threads)
     return Material(
         states,
         [name for name, _ in named],
@@ -127,17 +127,13 @@ class Upper(nn.Module):
         starts = np.zeros(len(texts), np.int64)
         parts, position = [], 0
         for group in data.bucketed(lengths.tolist(), BATCH_TOKENS):
-            rows = [torch.from_numpy(np.asarray(_rows(states.lower, offsets, texts[j]), np.float32)) for j in group]
+            rows = [torch.from_numpy(np.asarray(states.lower_of(texts[j]), np.float32)) for j in group]
             mask = torch.arange(int(lengths[group].max()))[None] < torch.from_numpy(lengths[group])[:, None]
             parts.append(self(nn.utils.rnn.pad_sequence(rows, batch_first=True), mask)[mask])
             for j in group:
                 starts[j] = position
                 position += lengths[j]
         return torch.cat(parts), starts, lengths
-
-
-def _rows(states: NDArray[np.float16], offsets: NDArray[np.int64], text: int) -> NDArray[np.float16]:
-    return states[offsets[text] : offsets[text + 1]]
 
 
 def _padded(flat: Tensor, starts: NDArray[np.int64], lengths: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
@@ -171,10 +167,7 @@ class Draws:
         """For each of the pairs the positions of those whose passages lie nearest by mean state, itself first."""
         states = self._material.states
         means = np.stack(
-            [
-                np.asarray(_rows(states.final, states.offsets, self._material.passage(pair)), np.float32).mean(axis=0)
-                for pair in pairs
-            ]
+            [np.asarray(states.final_of(self._material.passage(pair)), np.float32).mean(axis=0) for pair in pairs]
         )
         means -= means.mean(axis=0)
         means /= np.maximum(np.linalg.norm(means, axis=1, keepdims=True), 1e-9)
@@ -222,9 +215,7 @@ def train_upper(encoder: Encoder, material: Material, *, steps: int, checkpoint:
         flat, starts, lengths = upper.final(states, texts)
         target = torch.empty_like(flat)
         for text, start, length in zip(texts, starts, lengths, strict=True):
-            target[start : start + length] = torch.from_numpy(
-                _rows(states.final, states.offsets, text).astype(np.float32)
-            )
+            target[start : start + length] = torch.from_numpy(states.final_of(text).astype(np.float32))
         bounds = np.cumsum([0, *map(len, parts)])
         where = [(starts[a:b], lengths[a:b]) for a, b in itertools.pairwise(bounds.tolist())]
         kept = (1 - (F.normalize(flat, dim=-1) * target).sum(-1)).mean()
@@ -268,7 +259,7 @@ def rotated(encoder: Encoder, seed: int) -> Encoder:
 
 def untrained(base: BaseModel, projection: Tensor) -> Encoder:
     """The base with a trained projection."""
-    encoder = Encoder(Trunk(base, list(range(base.layers))), projection.shape[0])
+    encoder = Encoder(Trunk(base), projection.shape[0])
     with torch.no_grad():
         encoder.projection.weight.copy_(projection)
     return encoder

@@ -12,8 +12,9 @@ import pytest
 from hybrid_retrieval import Reranker
 from hybrid_retrieval.batching import pad
 from hybrid_retrieval.errors import InputError, ModelError
+from hybrid_retrieval.kernels import dispatch
 from hybrid_retrieval.rerankers.export import export_reranker
-from tests.parity.checkpoints import make_bert_reranker, make_xlmr_reranker
+from tests.parity.checkpoints import bert_tokenizer_json, make_bert_reranker, make_xlmr_reranker, xlmr_tokenizer_json
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -143,3 +144,38 @@ def test_other_classifiers_run_as_transformers_runs_them(tmp_path: Path) -> None
     assert backend.padded
     ids, mask = pad([[5, 6, 7], [8]], 0)
     assert np.isfinite(backend.forward(ids, mask, None)).all()
+
+
+def wide_checkpoint(folder: Path, kind: str) -> Path:
+    """A checkpoint whose heads are wide enough for the native kernels."""
+    tokenizer = {"xlmr": xlmr_tokenizer_json, "bert": bert_tokenizer_json}[kind]()
+    architecture = {"xlmr": "XLMRoberta", "bert": "Bert"}[kind]
+    torch.manual_seed(0)
+    config = getattr(transformers, f"{architecture}Config")(
+        vocab_size=len(json.loads(tokenizer)["model"]["vocab"]) + 1, hidden_size=64, num_hidden_layers=2,
+        num_attention_heads=2, intermediate_size=96, max_position_embeddings=600, num_labels=1,
+        type_vocab_size=1 if kind == "xlmr" else 2, initializer_range=0.3, pad_token_id=1 if kind == "xlmr" else 0,
+    )  # fmt: skip
+    model = getattr(transformers, f"{architecture}ForSequenceClassification")(config)
+    torch.nn.init.normal_(model.base_model.embeddings.token_type_embeddings.weight)
+    model.save_pretrained(folder)
+    (folder / "tokenizer.json").write_text(tokenizer, encoding="utf-8")
+    return folder
+
+
+@pytest.mark.parametrize("kind", list(MAKERS))
+def test_an_int8_export_runs_on_the_native_kernels_and_on_onnxruntime(tmp_path: Path, kind: str) -> None:
+    checkpoint = wide_checkpoint(tmp_path / "checkpoint", kind)
+    export_reranker(checkpoint, tmp_path / "out", dtype="int8")
+    expected = Reranker.load(str(checkpoint), device="cpu").score(PAIRS)
+    assert np.ptp(expected) > 0.5
+    backends = ["onnx", *(["native"] if dispatch.variant() != dispatch.NUMPY else [])]
+    for backend in backends:
+        reranker = Reranker.load(str(tmp_path / "out"), backend=backend, cached_pairs=0)
+        found = reranker.score(PAIRS)
+        allowed = {"onnx": 0.2, "native": 0.1}[backend]  # onnxruntime has one scale for a whole batch
+        np.testing.assert_allclose(found, expected, atol=allowed * np.abs(expected).max())
+        if backend == "native":
+            np.testing.assert_array_equal([reranker.score([pair])[0] for pair in PAIRS], found)
+    names = {path.name for path in (tmp_path / "out").iterdir()}
+    assert names == {"embeddings.bin", "reranker.json", "reranker.onnx", "reranker.safetensors", "tokenizer.json.gz"}
