@@ -37,19 +37,18 @@ class NativeCodec:
 
     def table(self, scores: Float32, tokens: int) -> NDArray[np.uint8]:
         """The scores on 256 levels, one scale for all query tokens so that levels can be added; padding is 0."""
-        used = scores[:, :tokens]
-        low, high = float(used.min()), float(used.max())
-        table = np.zeros(scores.shape, np.uint8)
-        np.subtract(used, np.float32(low), out=(levels := np.empty_like(used)))
-        levels *= np.float32(255 / max(high - low, 1e-9))
-        table[:, :tokens] = np.minimum(levels + np.float32(0.5), np.float32(255)).astype(np.uint8)
+        table: NDArray[np.uint8] = self._codec.levels(scores, tokens)
         return table
 
-    def candidate_windows(self, table: NDArray[np.uint8], tokens: int, nprobe: int, segment: Segment) -> Int64:
-        """Step 2. The windows, rising, in the lists of each query token's `nprobe` best centroids."""
-        found = self._codec.candidates(table, tokens, nprobe, segment.lists, segment.list_offsets, segment.num_windows)
-        windows: Int64 = found.astype(np.int64)
-        return windows
+    def candidate_windows(
+        self, table: NDArray[np.uint8], tokens: int, nprobe: int, segment: Segment
+    ) -> tuple[Int64, NDArray[np.int32]]:
+        """Step 2. The windows, rising, in the lists of each query token's `nprobe` best centroids; and int32, what the
+        lists say of their scores: by how many levels the best probed centroids lie above the last probed ones."""
+        windows, levels = self._codec.candidates(
+            table, tokens, nprobe, segment.lists, segment.list_offsets, segment.num_windows
+        )
+        return windows.astype(np.int64), levels
 
     def approximate_scores(
         self, table: NDArray[np.uint8], segment: Segment, windows: Int64, threads: int

@@ -30,11 +30,13 @@ Int64 = NDArray[np.int64]
 Float32 = NDArray[np.float32]
 
 # Automatic widths: centroids that each query token probes, and passages that survive pruning.
-NPROBE, NPROBE_PER_K = 32, 0.32
+NPROBE, NPROBE_PER_K = 16, 0.32
 CANDIDATES, CANDIDATES_PER_K = 128, 5
 # The native kernels approximate every window of an index of up to this many tokens, a few milliseconds' work, and
 # leave the inverted lists to larger ones.
 TOKENS_WITHOUT_LISTS = 4_000_000
+# In those, windows that are approximated for each passage that survives: the best by what the lists alone say.
+LISTED_PER_CANDIDATE = 8
 
 
 class Found(NamedTuple):
@@ -214,6 +216,14 @@ class Searcher:
             for segment in self.snapshot.segments
         ]
 
+    @cached_property
+    def _owners(self) -> list[Int64]:
+        """The row of each window of each segment."""
+        return [
+            np.repeat(np.arange(segment.num_passages), np.diff(segment.window_offsets))
+            for segment in self.snapshot.segments
+        ]
+
     def _pruned(self, query: Float32, rows: list[Int64], width: int, nprobe: int) -> list[Int64]:
         """The `width` rows of the best approximate scores, rising, for each segment."""
         scores = centroid_scores(query, self.snapshot.codec.centroids)
@@ -244,21 +254,41 @@ class Searcher:
     ) -> list[Int64]:
         """The same on the native kernels."""
         table = native.table(centroid, len(query))
-        approximate = []
-        for segment, local in zip(self.snapshot.segments, rows, strict=True):
-            by_row = np.full(segment.num_passages, -1, np.int32)
+        candidates, approximate = [], []
+        for number, (segment, local) in enumerate(zip(self.snapshot.segments, rows, strict=True)):
             if len(segment.codes) <= TOKENS_WITHOUT_LISTS:
                 windows, first = segment.windows_of(local)
-                found = native.approximate_scores(table, segment, windows, threads)
-                by_row[local] = np.maximum.reduceat(found, first) if len(local) else found
             else:
-                windows = native.candidate_windows(table, len(query), nprobe, segment)
-                owners = np.searchsorted(segment.window_offsets, windows, side="right") - 1
-                kept = ~segment.deleted[owners]
-                found = native.approximate_scores(table, segment, windows[kept], threads)
-                np.maximum.at(by_row, owners[kept], found)
-            approximate.append(by_row[local])
-        return _best_rows(rows, approximate, width)
+                windows, levels = native.candidate_windows(table, len(query), nprobe, segment)
+                owners = self._owners[number][windows]
+                if segment.deleted.any():
+                    allowed = ~segment.deleted[owners]
+                    windows, owners, levels = windows[allowed], owners[allowed], levels[allowed]
+                kept = _highest(levels, LISTED_PER_CANDIDATE * width)
+                windows, owners = windows[kept], owners[kept]
+                first = np.flatnonzero(np.diff(owners, prepend=-1))
+                local = owners[first]
+            found = native.approximate_scores(table, segment, windows, threads)
+            candidates.append(local)
+            approximate.append(np.maximum.reduceat(found, first) if len(local) else found)
+        missing = width - sum(map(len, candidates))
+        if missing > 0:  # the lists named too few: any others fill up the width
+            for number, (local, scores) in enumerate(zip(candidates, approximate, strict=True)):
+                others = np.setdiff1d(rows[number], local, assume_unique=True)[:missing]
+                candidates[number] = np.concatenate([local, others])
+                approximate[number] = np.concatenate([scores, np.full(len(others), -1, np.int32)])
+        return _best_rows(candidates, approximate, width)
+
+
+def _highest(levels: NDArray[np.int32], count: int) -> Int64:
+    """Positions, rising, of the `count` highest levels (none below 0), ties by position. Levels are few and mostly tie, so
+    that counting them is faster than ordering them."""
+    if count >= len(levels):
+        return np.arange(len(levels))
+    at_least = np.cumsum(np.bincount(levels)[::-1])[::-1]
+    threshold = int(np.flatnonzero(at_least >= count)[-1])
+    above, tied = np.flatnonzero(levels > threshold), np.flatnonzero(levels == threshold)
+    return np.sort(np.concatenate([above, tied[: count - len(above)]]))
 
 
 def _best_rows(rows: list[Int64], scores: list[NDArray[Any]], width: int) -> list[Int64]:
@@ -266,6 +296,6 @@ def _best_rows(rows: list[Int64], scores: list[NDArray[Any]], width: int) -> lis
     kept = best_first(np.concatenate(scores), width)
     bounds = np.cumsum([0, *map(len, rows)])
     return [
-        local[np.sort(kept[(kept >= start) & (kept < stop)]) - start]
+        np.sort(local[kept[(kept >= start) & (kept < stop)] - start])
         for local, start, stop in zip(rows, bounds[:-1], bounds[1:], strict=True)
     ]

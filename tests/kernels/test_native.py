@@ -106,7 +106,20 @@ def test_approximate_scores_sum_the_best_levels(variant: str, seed: int, lengths
 
 
 @every_variant
-def test_candidates_are_the_windows_of_the_best_centroids(variant: str) -> None:
+@pytest.mark.parametrize("query_tokens", [1, 20, 32, 45])
+def test_levels_are_the_scores_on_one_scale(variant: str, query_tokens: int) -> None:
+    tokens = Tokens(3, [], dimensions=64, nbits=2, centroids=70)
+    codec = tokens.codec(variant)
+    scores = codec.centroid_scores(unit(np.random.default_rng(query_tokens).standard_normal((query_tokens, 64))))
+    table, used = codec.levels(scores, query_tokens), scores[:, :query_tokens]
+    exact = (used - used.min()) * (255 / (used.max() - used.min()))
+    assert np.abs(table[:, :query_tokens] - exact).max() <= 0.5001
+    assert table.shape == scores.shape and not table[:, query_tokens:].any()
+    assert (table[:, :query_tokens].min(), table[:, :query_tokens].max()) == (0, 255)
+
+
+@every_variant
+def test_candidates_are_the_windows_of_the_best_centroids_with_what_the_lists_say(variant: str) -> None:
     random = np.random.default_rng(2)
     tokens = Tokens(2, [], dimensions=8, nbits=2, centroids=40)
     table = np.zeros((40, 32), np.uint8)
@@ -117,7 +130,15 @@ def test_candidates_are_the_windows_of_the_best_centroids(variant: str) -> None:
     for nprobe in (1, 3, 40, 100):
         best = {c for q in range(5) for c in np.argsort(-table[:, q].astype(int))[:nprobe]}
         expected = sorted({int(w) for c in best for w in lists[c]})
-        assert tokens.codec(variant).candidates(table, 5, nprobe, flat, offsets, 60).tolist() == expected
+        windows, levels = tokens.codec(variant).candidates(table, 5, nprobe, flat, offsets, 60)
+        assert windows.tolist() == expected
+        for window, level in zip(windows.tolist(), levels.tolist(), strict=True):
+            total = 0
+            for q in range(5):
+                probed = np.argsort(-table[:, q].astype(int))[:nprobe]
+                own = [int(table[c, q]) for c in probed if window in lists[c]]
+                total += max(own) - int(table[probed[-1], q]) if own else 0
+            assert level == total
 
 
 @every_variant

@@ -165,6 +165,28 @@ bool maxsim(const QueryCodes& query, const PackedTokens& index, const int64_t* s
     return true;
 }
 
+void levels(const float* scores, int64_t k, int64_t stride, int64_t tokens, uint8_t* table) {
+    float least = scores[0], most = scores[0];
+    for (int64_t c = 0; c < k; ++c) {
+        const float* row = scores + c * stride;
+#pragma omp simd reduction(min : least) reduction(max : most)
+        for (int64_t q = 0; q < tokens; ++q) {
+            least = row[q] < least ? row[q] : least;
+            most = row[q] > most ? row[q] : most;
+        }
+    }
+    const float factor = 255.0f / std::max(most - least, 1e-9f);
+    for (int64_t c = 0; c < k; ++c) {
+        const float* row = scores + c * stride;
+        uint8_t* to = table + c * stride;
+#pragma omp simd
+        for (int64_t q = 0; q < tokens; ++q) {
+            const float level = (row[q] - least) * factor + 0.5f;
+            to[q] = static_cast<uint8_t>(static_cast<int32_t>(level < 255.0f ? level : 255.0f));
+        }
+    }
+}
+
 // Sum over query tokens of the best centroid score (uint8 [K, stride], stride a multiple of 32) in each window.
 bool approximate(const uint8_t* table, int64_t stride, int64_t num_centroids, const uint32_t* codes,
                  const int64_t* starts, const int64_t* lengths, int64_t windows, int32_t* scores) {
@@ -210,7 +232,7 @@ bool approximate(const uint8_t* table, int64_t stride, int64_t num_centroids, co
 }  // namespace
 
 extern const MaxSimKernels maxsim_table;
-const MaxSimKernels maxsim_table{maxsim, approximate};
+const MaxSimKernels maxsim_table{levels, maxsim, approximate};
 
 }  // namespace HR_VARIANT
 }  // namespace hr

@@ -285,6 +285,19 @@ class Codec {
         return owned(std::move(out), {k_, stride});
     }
 
+    // uint8 [K, stride]: centroid_scores on 256 levels, one scale for the first `tokens` columns; zeros for the others
+    nb::object levels(Matrix scores, int64_t tokens) const {
+        require(scores.shape(0) == k_ && tokens > 0 && static_cast<size_t>(tokens) <= scores.shape(1),
+                "scores must come from centroid_scores");
+        std::vector<uint8_t> out(scores.size());
+        {
+            nb::gil_scoped_release released;
+            variant_.products.levels(scores.data(), static_cast<int64_t>(k_), static_cast<int64_t>(scores.shape(1)),
+                                     tokens, out.data());
+        }
+        return owned(std::move(out), {scores.shape(0), scores.shape(1)});
+    }
+
     // float32 [W]: MaxSim of windows of packed tokens. inverse_norms float32 [T] belongs to codes and residuals: zeros at
     // first, filled in here.
     nb::object maxsim(Matrix query, Matrix scores, Array<uint32_t, nb::ndim<1>> codes,
@@ -332,8 +345,9 @@ class Codec {
         return owned(std::move(out), {starts.shape(0)});
     }
 
-    // uint32, rising: windows in the lists of each query token's `nprobe` best centroids by table uint8 [K, stride].
-    // Where table values tie at the limit, all of them are probed.
+    // Windows, rising, in the lists of each query token's `nprobe` best centroids by table uint8 [K, stride], and for each
+    // what is known of its score: over the query tokens, the level of its best probed centroid above the last probed one.
+    // Where table values tie at the limit, all of them are probed. Returns (uint32 [n], int32 [n]).
     nb::object candidates(Array<uint8_t, nb::ndim<2>> table, int64_t tokens, int64_t nprobe,
                           Array<uint32_t, nb::ndim<1>> lists, Offsets list_offsets, int64_t windows) const {
         require(table.shape(0) == k_, "table must be uint8 [K, stride]");
@@ -342,6 +356,7 @@ class Codec {
         require(list_offsets.shape(0) == k_ + 1, "list_offsets must be int64 [K + 1]");
         check_lists(list_offsets, lists.shape(0));
         std::vector<uint32_t> found;
+        std::vector<int32_t> levels;
         bool known = true;
         {
             nb::gil_scoped_release released;
@@ -360,26 +375,34 @@ class Codec {
                 }
                 least[q] = static_cast<uint8_t>(level);
             }
-            std::vector<uint8_t> marked(windows);
-            for (size_t c = 0; c < k_ && known; ++c) {
-                bool probed = false;
-                for (int64_t q = 0; q < tokens; ++q) probed |= values[c * stride + q] >= least[q];
-                if (!probed) continue;
-                for (int64_t i = list_offsets(c); i < list_offsets(c + 1); ++i) {
-                    const uint32_t window = lists(i);
-                    if (window >= windows) {
-                        known = false;
-                        break;
+            std::vector<std::vector<std::pair<int32_t, uint32_t>>> probed(tokens);  // (level, centroid)
+            for (size_t c = 0; c < k_; ++c)
+                for (int64_t q = 0; q < tokens; ++q)
+                    if (values[c * stride + q] >= least[q])
+                        probed[q].emplace_back(values[c * stride + q], static_cast<uint32_t>(c));
+            std::vector<int64_t> seen(windows, -1);  // the last query token that came to the window
+            std::vector<int32_t> sums(windows);
+            for (int64_t q = 0; q < tokens && known; ++q) {
+                // The best first, so that the first to name a window is the one that counts.
+                std::sort(probed[q].begin(), probed[q].end(), std::greater<>());
+                for (const auto& [level, centroid] : probed[q])
+                    for (int64_t i = list_offsets(centroid); i < list_offsets(centroid + 1) && known; ++i) {
+                        const uint32_t window = lists(i);
+                        known = window < windows;
+                        if (!known || seen[window] == q) continue;
+                        seen[window] = q;
+                        sums[window] += level - least[q];
                     }
-                    marked[window] = 1;
-                }
             }
             for (int64_t w = 0; w < windows; ++w)
-                if (marked[w]) found.push_back(static_cast<uint32_t>(w));
+                if (seen[w] >= 0) {
+                    found.push_back(static_cast<uint32_t>(w));
+                    levels.push_back(sums[w]);
+                }
         }
         require(known, "a list names a window that does not exist");
         const size_t count = found.size();
-        return owned(std::move(found), {count});
+        return nb::make_tuple(owned(std::move(found), {count}), owned(std::move(levels), {count}));
     }
 
   private:
@@ -445,6 +468,7 @@ NB_MODULE(_native, m) {
         .def(nb::init<const std::string&, Matrix, Floats, Array<uint8_t, nb::ndim<2>>>(), "variant"_a, "centroids"_a,
              "weights"_a, "buckets"_a)
         .def("centroid_scores", &Codec::centroid_scores, "query"_a)
+        .def("levels", &Codec::levels, "scores"_a, "tokens"_a)
         .def("maxsim", &Codec::maxsim, "query"_a, "scores"_a, "codes"_a, "residuals"_a,
              "inverse_norms"_a, "starts"_a, "lengths"_a)
         .def("candidates", &Codec::candidates, "table"_a, "tokens"_a, "nprobe"_a, "lists"_a, "list_offsets"_a,

@@ -63,6 +63,8 @@ struct PackedTokens {
 };
 
 struct MaxSimKernels {
+    // scores [K, stride] on 256 levels between the least and the largest of the first `tokens` columns; zeros beyond
+    void (*levels)(const float* scores, int64_t k, int64_t stride, int64_t tokens, uint8_t* table);
     // scores [W], -inf for a window without tokens; false where a code is not below num_centroids
     bool (*maxsim)(const QueryCodes& query, const PackedTokens& index, const int64_t* starts, const int64_t* lengths,
                    int64_t windows, float* scores);

@@ -1,0 +1,113 @@
+"""The cross-encoder's training: how negatives are mined, what learns, and what its export shares with the encoder's."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("onnx")
+
+from tokenizers import Tokenizer  # noqa: E402
+
+from hybrid_retrieval import Reranker  # noqa: E402
+from hybrid_retrieval.evaluation.demo_data import demo_corpus  # noqa: E402
+from hybrid_retrieval.kernels import dispatch  # noqa: E402
+from hybrid_retrieval.model_files import EMBEDDED_FOLDER  # noqa: E402
+from hybrid_retrieval.training import reranker_recipe as recipe  # noqa: E402
+from hybrid_retrieval.training.base_weights import BaseModel  # noqa: E402
+from hybrid_retrieval.training.data import END, Pair  # noqa: E402
+from hybrid_retrieval.training.export import write_encoder, write_reranker  # noqa: E402
+from hybrid_retrieval.training.modules import CrossEncoder, Encoder, Trunk  # noqa: E402
+from hybrid_retrieval.training.run import ENCODER, RERANKER, arrays  # noqa: E402
+from hybrid_retrieval.training.states import States  # noqa: E402
+
+LAYERS, HIDDEN, INNER, VOCABULARY = 3, 64, 96, 50
+GROUP = 1 + recipe.NEGATIVES
+
+
+@pytest.fixture(scope="module")
+def base() -> BaseModel:
+    random = np.random.default_rng(0)
+
+    def normal(*shape: int) -> np.ndarray:
+        return (random.standard_normal(shape) * 0.3).astype(np.float32)
+
+    tensors = {"emb.pos": normal(80, HIDDEN), "emb.type": normal(HIDDEN)}
+    norms = ["emb.ln", *(f"l{i}.{name}" for i in range(LAYERS) for name in ("aln", "oln"))]
+    for name in norms:
+        tensors |= {f"{name}.w": np.ones(HIDDEN, np.float32), f"{name}.b": np.zeros(HIDDEN, np.float32)}
+    for i in range(LAYERS):
+        for name in ("q", "k", "v", "ao", "fi", "fo"):
+            rows, columns = {"fi": (INNER, HIDDEN), "fo": (HIDDEN, INNER)}.get(name, (HIDDEN, HIDDEN))
+            tensors |= {f"l{i}.{name}.w": normal(rows, columns), f"l{i}.{name}.b": normal(rows)}
+    pieces = [(piece, 0.0) for piece in ("<s>", "<pad>", "</s>", "<unk>")] + [(chr(97 + i), -1.0) for i in range(26)]
+    return BaseModel(
+        hidden=HIDDEN, layers=LAYERS, heads=2, inner=INNER, epsilon=1e-12,
+        embedding_codes=random.integers(0, 16, (VOCABULARY, HIDDEN)).astype(np.uint8),
+        embedding_scales=np.full((VOCABULARY, HIDDEN // 32), 0.1, np.float16), pieces=pieces,
+        special_ids={"<s>": 0, "<pad>": 1, "</s>": 2, "<unk>": 3}, tensors=tensors,
+    )  # fmt: skip
+
+
+def test_a_pair_is_cut_apart_and_marked() -> None:
+    assert recipe.pair_ids([5] * 9, [6] * 9, 3, 4) == [0, 5, 5, 5, END, END, 6, 6, 6, 6, END]
+
+
+@pytest.mark.skipif(dispatch.variant() == dispatch.NUMPY, reason="states are kept by the native kernels")
+def test_negatives_are_other_passages_near_the_question() -> None:
+    tokenizer = Tokenizer.from_str(gzip.decompress((EMBEDDED_FOLDER / "tokenizer.json.gz").read_bytes()).decode())
+    texts = [passage.text for passage, _ in zip(demo_corpus(), range(24), strict=False)]
+    ids = [encoding.ids for encoding in tokenizer.encode_batch(texts, add_special_tokens=False)]
+    pairs = [Pair(row[:12], row, key) for key, row in enumerate(ids)]
+    mined = recipe.mine(EMBEDDED_FOLDER, pairs, questions=6, threads=1)
+    assert [item.passage_key for item, _ in mined] == list(range(6))
+    for item, negatives in mined:
+        keys = [negative.passage_key for negative in negatives]
+        assert len(set(keys)) == len(keys) == recipe.DEPTH and item.passage_key not in keys
+
+
+def test_only_the_upper_layers_and_the_head_learn(
+    base: BaseModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(recipe, "FROZEN", 2)
+    random = np.random.default_rng(1)
+    rows = [
+        recipe.pair_ids(random.integers(4, 50, 3).tolist(), random.integers(4, 50, 9).tolist(), 5, 9)
+        for _ in range(6 * GROUP)
+    ]
+    offsets = np.cumsum([0, *map(len, rows)]).astype(np.int64)
+    states = random.standard_normal((int(offsets[-1]), HIDDEN)).astype(np.float16)
+    lists = recipe.Lists(States(states, states[:0], offsets), ["squad_train"] * 4 + ["medquad"] * 2, rows)
+    torch.manual_seed(0)
+    model = CrossEncoder(Trunk(base))
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    assert recipe.train_reranker(model, lists, steps=3, checkpoint=tmp_path / "ckpt", resume=False)
+    changed = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
+    assert changed and all(name.startswith(("trunk.layers.2.", "dense.", "out.", "scale")) for name in changed)
+    assert {"scale", "trunk.layers.2.fo.weight", "out.weight"} <= changed
+
+
+def test_layers_that_both_models_have_in_common_are_stored_once(base: BaseModel, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    encoder, model = Encoder(Trunk(base), 32), CrossEncoder(Trunk(base))
+    torch.nn.init.normal_(model.out.weight)
+    with torch.no_grad():
+        model.trunk.layers[2].fi.weight += 0.1
+        encoder.trunk.layers[2].fi.weight -= 0.1
+    write_reranker(base, arrays(model), tmp_path / "alone", RERANKER)
+    write_encoder(base, arrays(encoder), tmp_path / "both", ENCODER)
+    write_reranker(base, arrays(model), tmp_path / "both", RERANKER)
+    sizes = [(tmp_path / name / "reranker.safetensors").stat().st_size for name in ("alone", "both")]
+    assert sizes[1] < 0.6 * sizes[0]
+    trunk = json.loads((tmp_path / "both" / "reranker.json").read_text(encoding="utf-8"))["trunk"]
+    assert trunk["shared"] == "encoder.safetensors"
+    backends = ["onnx", *(["native"] if dispatch.variant() != dispatch.NUMPY else [])]
+    for backend in backends:
+        alone, both = (Reranker.load(str(tmp_path / name), backend=backend) for name in ("alone", "both"))
+        pairs = [("abc", "abd xyz"), ("hello", "hello there")]
+        np.testing.assert_array_equal(alone.score(pairs), both.score(pairs))
