@@ -281,8 +281,8 @@ class Searcher:
 
 
 def _highest(levels: NDArray[np.int32], count: int) -> Int64:
-    """Positions, rising, of the `count` highest levels (none below 0), ties by position. Levels are few and mostly tie, so
-    that counting them is faster than ordering them."""
+    """Positions, rising, of the `count` highest levels (none below 0), ties by position. Levels are few and mostly tie:
+    counting them is faster than ordering them."""
     if count >= len(levels):
         return np.arange(len(levels))
     at_least = np.cumsum(np.bincount(levels)[::-1])[::-1]

@@ -380,8 +380,10 @@ class Codec {
                 for (int64_t q = 0; q < tokens; ++q)
                     if (values[c * stride + q] >= least[q])
                         probed[q].emplace_back(values[c * stride + q], static_cast<uint32_t>(c));
-            std::vector<int64_t> seen(windows, -1);  // the last query token that came to the window
-            std::vector<int32_t> sums(windows);
+            struct Listed {
+                int32_t last = -1, levels = 0;  // the last query token that came to the window; the sum
+            };
+            std::vector<Listed> listed(windows);
             for (int64_t q = 0; q < tokens && known; ++q) {
                 // The best first, so that the first to name a window is the one that counts.
                 std::sort(probed[q].begin(), probed[q].end(), std::greater<>());
@@ -389,15 +391,15 @@ class Codec {
                     for (int64_t i = list_offsets(centroid); i < list_offsets(centroid + 1) && known; ++i) {
                         const uint32_t window = lists(i);
                         known = window < windows;
-                        if (!known || seen[window] == q) continue;
-                        seen[window] = q;
-                        sums[window] += level - least[q];
+                        if (!known || listed[window].last == q) continue;
+                        listed[window].last = static_cast<int32_t>(q);
+                        listed[window].levels += level - least[q];
                     }
             }
             for (int64_t w = 0; w < windows; ++w)
-                if (seen[w] >= 0) {
+                if (listed[w].last >= 0) {
                     found.push_back(static_cast<uint32_t>(w));
-                    levels.push_back(sums[w]);
+                    levels.push_back(listed[w].levels);
                 }
         }
         require(known, "a list names a window that does not exist");
