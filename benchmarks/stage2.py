@@ -8,6 +8,7 @@ Every system is a process of its own (``benchmarks/peers/cross_worker.py``); pee
 The model is one that all of them can run (``benchmarks/peers/cross_models.py``): the embedded cross-encoder is no
 transformers model, so its encoder's layers with a classifier on top stand in for it (``--shape small``), and random
 weights for bge-reranker-v2-m3 (``--shape large``). ``--embedded`` adds the package's own cross-encoder, ours only.
+Systems whose names end in ``-bf16`` gain only where the processor computes in bfloat16; ``--leave-out`` names others.
 
 Pairs: for each question of a set its judged passages and random others; and ``windows``, whose passages fill 512
 tokens. Reported: pairs a second (from the median of a question's times), milliseconds a question, peak memory, and
@@ -25,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from peers.cross_models import forms, make
+from peers.cross_models import FORMS, make
 from peers.process import PeerProcess, machine_facts
 
 from hybrid_retrieval.corpus.queries import read_qrels, read_queries
@@ -114,7 +115,7 @@ def measure(workers: list[PeerProcess], name: str, questions: Questions, rounds:
 def show(name: str, questions: Questions, found: dict[str, Any]) -> None:
     print(f"\n{name}: {len(questions)} questions of {len(questions[0][1])} pairs")
     print(f"{'system':34} {'pairs/s':>8} {'of ours':>8} {'p50 ms':>8} {'RSS MB':>7} {'tau':>7}")
-    ours = found.get(OURS, found["hybrid-retrieval-onnx"])["pairs_per_s"]
+    ours = found[OURS]["pairs_per_s"]
     for system, row in found.items():
         tau = "" if row["tau"] is None else f"{row['tau']:7.4f}"
         speed = row["pairs_per_s"]
@@ -139,11 +140,10 @@ def main() -> None:
     from hybrid_retrieval.model_files import EMBEDDED_FOLDER
 
     work = arguments.work / f"{arguments.shape}-{arguments.layers}"
-    form_of = forms(arguments.shape)
-    pythons = {system: sys.executable for system in form_of if system not in ("flag-embedding", "openvino")}
+    pythons = {system: sys.executable for system in FORMS if system not in ("flag-embedding", "openvino")}
     pythons |= dict(item.split("=", 1) for item in arguments.peer)
-    chosen = [system for system in form_of if system in pythons and system not in arguments.leave_out]
-    make(arguments.shape, work, {form_of[system] for system in chosen}, arguments.layers)
+    chosen = [system for system in FORMS if system in pythons and system not in arguments.leave_out]
+    make(arguments.shape, work, {FORMS[system] for system in chosen}, arguments.layers)
     pairs: dict[str, Questions] = {}
     for item in arguments.set:
         name, _, folder = item.partition("=")
@@ -151,7 +151,7 @@ def main() -> None:
     pairs["windows"] = windows_of(next(iter(pairs.values()))[: max(1, arguments.questions // 2)])
     file = work / "pairs.json"
     file.write_text(json.dumps(pairs, ensure_ascii=False), encoding="utf-8")
-    systems = [(system, pythons[system], work / form_of[system]) for system in chosen]
+    systems = [(system, pythons[system], work / FORMS[system]) for system in chosen]
     if arguments.embedded:
         own = [system for system in ("hybrid-retrieval", "hybrid-retrieval-onnx") if system not in arguments.leave_out]
         systems += [(f"{system} (embedded)", sys.executable, EMBEDDED_FOLDER) for system in own]

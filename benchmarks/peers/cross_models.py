@@ -4,8 +4,8 @@ small   12 layers of 384 (12 heads, inner 1,536): the embedded encoder's trained
         weights are moved off their 8-bit grid by up to half a step, so that rounding them again is not for free.
 large   24 layers of 1,024 (16 heads, inner 4,096), random: the shape of bge-reranker-v2-m3.
 
-Written: ``hf`` (what transformers reads), ``onnx-float32`` and ``onnx-int8`` (`hybrid-retrieval export-onnx`), and for
-``small`` ``embedded`` (the form of the package's own cross-encoder, which the native kernels read).
+Written: ``hf`` (what transformers reads), ``onnx-float32`` and ``onnx-int8`` (`hybrid-retrieval export-onnx`; the
+native kernels read the second).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import save_file
 
 from hybrid_retrieval.model_files import EMBEDDED_FOLDER
 from hybrid_retrieval.rerankers.export import export_reranker
@@ -28,18 +28,19 @@ SPECIAL = {"bos": "<s>", "cls": "<s>", "eos": "</s>", "sep": "</s>", "pad": "<pa
 VOCABULARY = 250_002
 
 
-def forms(shape: str) -> dict[str, str]:
-    """System -> the form of the model that it reads."""
-    small = shape == "small"
-    return {
-        **({"hybrid-retrieval": "embedded"} if small else {}),
-        "hybrid-retrieval-onnx": "embedded" if small else "onnx-int8",
-        "hybrid-retrieval-torch": "hf",
-        "transformers": "hf",
-        "sentence-transformers": "hf",
-        "flag-embedding": "hf",
-        "openvino": "onnx-float32",
-    }
+FORMS = {
+    "hybrid-retrieval": "onnx-int8",
+    "hybrid-retrieval-onnx": "onnx-int8",
+    "hybrid-retrieval-torch": "hf",
+    "hybrid-retrieval-torch-bf16": "hf",
+    "transformers": "hf",
+    "transformers-bf16": "hf",
+    "sentence-transformers": "hf",
+    "sentence-transformers-bf16": "hf",
+    "flag-embedding": "hf",
+    "openvino": "onnx-float32",
+}
+"""System -> the form of the model that it reads."""
 
 
 def make(shape: str, folder: Path, wanted: set[str], layers: int = 0) -> None:
@@ -51,12 +52,9 @@ def make(shape: str, folder: Path, wanted: set[str], layers: int = 0) -> None:
     for form in sorted(wanted - {"hf"}):
         if (folder / form).exists():
             continue
-        if form == "embedded":
-            _write_embedded(source, folder / form)
-        else:
-            export_reranker(source, folder / form, dtype=form.removeprefix("onnx-"))
-            # OpenVINO's worker reads the tokenizer that makes pairs itself.
-            shutil.copyfile(source / "tokenizer.json", folder / form / "tokenizer.json")
+        export_reranker(source, folder / form, dtype=form.removeprefix("onnx-"))
+        # OpenVINO's worker reads the tokenizer that makes pairs itself.
+        shutil.copyfile(source / "tokenizer.json", folder / form / "tokenizer.json")
 
 
 def _small(layers: int) -> tuple[Arrays, dict[str, Any]]:
@@ -73,11 +71,7 @@ def _small(layers: int) -> tuple[Arrays, dict[str, Any]]:
         )
         return (codes * given[f"{name}.scale"]).T.astype(np.float32), given[f"{name}.bias"]
 
-    # A table over all rows: the codes in their blocks times the blocks' scales.
-    packed = np.asarray(trunk._codes[:VOCABULARY])
-    codes = np.stack([(packed << 4).view(np.int8) >> 4, packed.view(np.int8) >> 4], axis=-1)
-    scales = np.asarray(trunk._scales[:VOCABULARY], np.float32)[..., None]
-    table = (codes.reshape(VOCABULARY, scales.shape[1], -1) * scales).reshape(VOCABULARY, hidden).astype(np.float32)
+    table = trunk._words.rows(np.arange(VOCABULARY))
     state: Arrays = {
         "bert.embeddings.word_embeddings.weight": table,
         "bert.embeddings.position_embeddings.weight": given["pos"],
@@ -187,64 +181,3 @@ def _write_hf(folder: Path, state: Arrays, config: dict[str, Any]) -> None:
     save_file(arrays, folder / "model.safetensors", metadata={"format": "pt"})
     # Last, because a folder with it counts as whole.
     (folder / "config.json").write_text(json.dumps(config, indent=1), encoding="utf-8")
-
-
-def _write_embedded(source: Path, folder: Path) -> None:
-    """The same classifier as the package's cross-encoder writes it, its interaction term switched off."""
-    from hybrid_retrieval.training.base_weights import BaseModel
-    from hybrid_retrieval.training.export import write_atomically, write_json
-    from hybrid_retrieval.training.graph import reranker_graph
-
-    given, config = load_file(source / "model.safetensors"), json.loads((source / "config.json").read_text())
-    hidden, layers = config["hidden_size"], config["num_hidden_layers"]
-    rows = (EMBEDDED_FOLDER / "embeddings.bin").stat().st_size
-    vocabulary = json.loads((EMBEDDED_FOLDER / "encoder.json").read_text())["trunk"]["vocabulary"]
-    codes = vocabulary * hidden // 2
-    start = -(-codes // 4096) * 4096
-    state: Arrays = {
-        "trunk.pos": given["bert.embeddings.position_embeddings.weight"],
-        "scale": np.zeros((), np.float32),
-        "dense.weight": given["bert.pooler.dense.weight"],
-        "dense.bias": given["bert.pooler.dense.bias"],
-        "out.weight": given["classifier.weight"],
-        "out.bias": given["classifier.bias"],
-    }
-    for kind in ("weight", "bias"):
-        state[f"trunk.ln.{kind}"] = given[f"bert.embeddings.LayerNorm.{kind}"]
-        for i in range(layers):
-            theirs, ours = f"bert.encoder.layer.{i}", f"trunk.layers.{i}"
-            parts = [given[f"{theirs}.attention.self.{part}.{kind}"] for part in ("query", "key", "value")]
-            state[f"{ours}.qkv.{kind}"] = np.concatenate(parts)
-            for short, long in (
-                ("ao", "attention.output.dense"),
-                ("aln", "attention.output.LayerNorm"),
-                ("fi", "intermediate.dense"),
-                ("fo", "output.dense"),
-                ("oln", "output.LayerNorm"),
-            ):
-                state[f"{ours}.{short}.{kind}"] = given[f"{theirs}.{long}.{kind}"]
-    base = BaseModel(
-        hidden=hidden,
-        layers=layers,
-        heads=config["num_attention_heads"],
-        inner=config["intermediate_size"],
-        epsilon=config["layer_norm_eps"],
-        embedding_codes=np.empty((vocabulary, hidden), np.uint8),
-        embedding_scales=np.empty((vocabulary, hidden // 32), np.float16),
-        pieces=[],
-        special_ids={},
-        tensors={},
-    )
-    where = {"codes": (0, codes), "scales": (start, rows - start)}
-    exported = reranker_graph(base, state, where, int8=True, file="reranker.safetensors")
-    folder.mkdir(parents=True)
-    for file in ("embeddings.bin", "tokenizer.json.gz"):
-        shutil.copyfile(EMBEDDED_FOLDER / file, folder / file)
-    write_atomically(folder / "reranker.safetensors", exported.weights)
-    write_atomically(folder / "reranker.onnx", exported.model.SerializeToString(deterministic=True))
-    own = json.loads((EMBEDDED_FOLDER / "reranker.json").read_text(encoding="utf-8"))
-    kept = ("format", "kind", "graph", "tokenizer", "pad_id", "prefix_ids", "middle_ids", "suffix_ids", "token_types")
-    trunk = {"weights": "reranker.safetensors", "embeddings": "embeddings.bin", **exported.trunk}
-    # FlagReranker's limits, which the peers' truncation meets too where questions are short.
-    limits = {"name": "same-shape", "max_tokens": 512, "max_query_tokens": 384, "longest_tokens": 512}
-    write_json(folder / "reranker.json", {key: own[key] for key in kept} | limits | {"trunk": trunk})

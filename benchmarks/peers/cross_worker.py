@@ -3,10 +3,11 @@
     python cross_worker.py SYSTEM MODEL PAIRS.json [THREADS]
 
 SYSTEM: hybrid-retrieval (native kernels), hybrid-retrieval-onnx, hybrid-retrieval-torch, transformers,
-sentence-transformers, flag-embedding or openvino. MODEL: the folder that the system reads. PAIRS: set name -> list of
-[question, [passage, ...]]. The first line on standard output reports {"load_s", "version"}. Then each line
-{"set", "question"} on standard input is answered by {"s", "logits", "rss_mb"}: seconds from texts to logits, tokenising
-included, and the process's peak memory so far. Needs nothing of this project but for its own systems.
+sentence-transformers (these three also with -bf16), flag-embedding or openvino. MODEL: the folder that the system
+reads. PAIRS: set name -> list of [question, [passage, ...]]. The first line on standard output reports {"load_s",
+"version"}. Then each line {"set", "question"} on standard input is answered by {"s", "logits", "rss_mb"}: seconds from
+texts to logits, tokenising included, and the process's peak memory so far. Needs nothing of this project but for its
+own systems.
 """
 
 from __future__ import annotations
@@ -31,22 +32,23 @@ MAX_TOKENS = 512
 Score = Callable[[str, list[str]], Any]
 
 
-def hybrid_retrieval(folder: str, backend: str) -> Score:
+def hybrid_retrieval(folder: str, backend: str, dtype: str = "auto") -> Score:
     """With its own defaults (batches under a token budget, longest with longest), but no memory of earlier pairs."""
     from hybrid_retrieval import Reranker
 
-    reranker = Reranker.load(folder, backend=backend, threads=int(THREADS), cached_pairs=0)
+    options = {"backend": backend, "device": "cpu", "dtype": dtype, "threads": int(THREADS), "cached_pairs": 0}
+    reranker = Reranker.load(folder, **options)
     return lambda query, passages: reranker.score([(query, passage) for passage in passages])
 
 
-def transformers(folder: str) -> Score:
+def transformers(folder: str, dtype: str = "float32") -> Score:
     """A careful plain loop: pairs sorted by length, batches padded to their own longest."""
     import torch
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
     torch.set_num_threads(int(THREADS))
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    model = AutoModelForSequenceClassification.from_pretrained(folder).float().eval()
+    model = AutoModelForSequenceClassification.from_pretrained(folder).to(getattr(torch, dtype)).eval()
 
     def run(query: str, passages: list[str]) -> Any:
         options = {"truncation": "only_second", "max_length": MAX_TOKENS}
@@ -57,18 +59,18 @@ def transformers(folder: str) -> Score:
             for start in range(0, len(order), BATCH):
                 rows = order[start : start + BATCH]
                 batch = tokenizer.pad({"input_ids": [encoded[i] for i in rows]}, return_tensors="pt")
-                logits[rows] = model(**batch).logits[:, 0]
+                logits[rows] = model(**batch).logits[:, 0].float()
         return logits.numpy()
 
     return run
 
 
-def sentence_transformers(folder: str) -> Score:
+def sentence_transformers(folder: str, dtype: str = "float32") -> Score:
     import torch
     from sentence_transformers import CrossEncoder
 
     torch.set_num_threads(int(THREADS))
-    model = CrossEncoder(folder, device="cpu", max_length=MAX_TOKENS)
+    model = CrossEncoder(folder, device="cpu", max_length=MAX_TOKENS, model_kwargs={"dtype": dtype})
     options = {"batch_size": BATCH, "show_progress_bar": False, "activation_fn": torch.nn.Identity()}
     return lambda query, passages: model.predict([(query, passage) for passage in passages], **options)
 
@@ -120,8 +122,11 @@ SYSTEMS: dict[str, tuple[Callable[[str], Score], str]] = {
     "hybrid-retrieval": (lambda folder: hybrid_retrieval(folder, "native"), "hybrid-retrieval"),
     "hybrid-retrieval-onnx": (lambda folder: hybrid_retrieval(folder, "onnx"), "hybrid-retrieval"),
     "hybrid-retrieval-torch": (lambda folder: hybrid_retrieval(folder, "torch"), "hybrid-retrieval"),
+    "hybrid-retrieval-torch-bf16": (lambda folder: hybrid_retrieval(folder, "torch", "bfloat16"), "hybrid-retrieval"),
     "transformers": (transformers, "transformers"),
+    "transformers-bf16": (lambda folder: transformers(folder, "bfloat16"), "transformers"),
     "sentence-transformers": (sentence_transformers, "sentence-transformers"),
+    "sentence-transformers-bf16": (lambda folder: sentence_transformers(folder, "bfloat16"), "sentence-transformers"),
     "flag-embedding": (flag_embedding, "FlagEmbedding"),
     "openvino": (openvino, "openvino"),
 }
