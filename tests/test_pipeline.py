@@ -12,7 +12,7 @@ import pytest
 
 from hybrid_retrieval import Index, Passage, Pipeline, PipelineConfig, Reranker
 from hybrid_retrieval.config import FusionConfig
-from hybrid_retrieval.errors import ConfigError, ModelError, ModelMismatchError, QueryError
+from hybrid_retrieval.errors import ConfigError, ModelError, ModelMismatchError, ModelSettingsError, QueryError
 from hybrid_retrieval.kernels import dispatch
 from hybrid_retrieval.rescoring import Deadline
 from tests.small_corpus import PASSAGES, QUERIES
@@ -323,3 +323,28 @@ def test_exact_search_agrees_with_pruned_search_here(small_index: Path, pipeline
     exact = Pipeline(pipeline.index, pipeline.encoder, None, dataclasses.replace(pipeline.config, search=search))
     for query in QUERIES:
         assert exact.query(query, k=5).ids[:3] == pipeline.query(query, k=5, rerank=False).ids[:3]
+
+
+def test_a_batch_on_a_device_is_searched_together_and_gives_the_same(pipeline: Pipeline) -> None:
+    """Through torch, which stands in on a CPU for CUDA."""
+    pytest.importorskip("torch")
+    from hybrid_retrieval.search.device import DeviceSearcher
+
+    index = Index.open(pipeline.index.path)
+    searcher = index.searcher
+    searcher._device = DeviceSearcher(searcher.snapshot, searcher._all_rows, "cpu")
+    placed = Pipeline(index, pipeline.encoder, pipeline.reranker, pipeline.config)
+    for options in ({}, {"rerank": False}):
+        found = placed.query_batch(list(QUERIES), k=4, **options)
+        for one, other in zip(found, pipeline.query_batch(list(QUERIES), k=4, **options), strict=True):
+            assert one.ids == other.ids
+            np.testing.assert_allclose(one.retrieval_scores, other.retrieval_scores, atol=1e-3)
+
+
+def test_a_device_that_is_not_there_is_refused(small_index: Path) -> None:
+    torch = pytest.importorskip("torch")
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a CUDA device")
+    with pytest.raises(ModelSettingsError, match="no CUDA device"):
+        Pipeline.from_config({"search": {"device": "cuda"}}, index=small_index)
+    assert not Pipeline.from_config({"search": {"device": "auto"}}, index=small_index).index.searcher.on_device
