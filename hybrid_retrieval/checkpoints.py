@@ -29,6 +29,8 @@ def no_progress_bars() -> Iterator[None]:
 
 def placement(torch: Any, device: str, dtype: str) -> tuple[Any, Any]:
     """The torch device and dtype behind two names; `auto` is CUDA where there is one, float16 there, else float32."""
+    if device not in ("auto", "cpu", "cuda"):
+        raise ModelSettingsError(f"device must be 'auto', 'cpu' or 'cuda', got {device!r}")
     cuda = torch.cuda.is_available()
     if device == "cuda" and not cuda:
         raise ModelSettingsError(

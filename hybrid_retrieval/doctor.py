@@ -44,6 +44,7 @@ OPTIONAL = {
     "torch": "torch",
     "transformers": "torch",
     "sentence-transformers": "torch",
+    "late-interaction-kernels": "gpu",
     "onnx": "export",
     "ir-measures": "evaluate",
     "pyarrow": "parquet",

@@ -91,9 +91,11 @@ class Pipeline:
             config = PipelineConfig.load(config)
         elif not isinstance(config, PipelineConfig):
             config = PipelineConfig.from_dict(config)
-        if config.search.device != "cpu":
+        encoder, reranker = load_encoder(config), load_reranker(config)
+        if config.search.device != "cpu":  # last: the index takes what memory the models leave
+            index.check_encoder(encoder.identity, encoder.name)
             index = index.to(config.search.device)
-        return cls(index, load_encoder(config), load_reranker(config), config)
+        return cls(index, encoder, reranker, config)
 
     def query(
         self,

@@ -21,6 +21,7 @@ class Codec:
         self, variant: str, centroids: NDArray[np.float32], weights: NDArray[np.float32], buckets: NDArray[np.uint8]
     ) -> None: ...
     def centroid_scores(self, query: NDArray[np.float32]) -> NDArray[np.float32]: ...
+    def levels(self, scores: NDArray[np.float32], tokens: int) -> NDArray[np.uint8]: ...
     def maxsim(
         self,
         query: NDArray[np.float32],
@@ -39,7 +40,7 @@ class Codec:
         lists: NDArray[np.uint32],
         list_offsets: NDArray[np.int64],
         windows: int,
-    ) -> NDArray[np.uint32]: ...
+    ) -> tuple[NDArray[np.uint32], NDArray[np.int32]]: ...
     def approximate(
         self,
         table: NDArray[np.uint8],

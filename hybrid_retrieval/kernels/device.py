@@ -18,8 +18,8 @@ from hybrid_retrieval.kernels.reference import SMALLEST_NORM, bucket_table
 
 # Tokens decoded at a time, and tokens approximated at a time.
 BLOCK_TOKENS = 1 << 17
-# The fused kernels place bytes by 32-bit numbers.
-FUSED_BYTES = 1 << 30
+# Packed bytes that the fused kernels read at a time; they place bytes by 32-bit numbers.
+FUSED_BYTES = 1 << 26
 # Above this many queries one decoding for all of them, followed by a matrix product, is less work than one for each.
 FUSED_QUERIES = 4
 
@@ -92,10 +92,16 @@ def spans(starts: Tensor, lengths: Tensor) -> Tensor:
 def maxsim(codec: DeviceCodec, queries: Tensor, codes: Tensor, residuals: Tensor, lengths: Tensor) -> Tensor:
     """float32 [B, W]: MaxSim of every query [B, L, D] with every window, all of them with tokens, in the precision of
     `codec.centroids`. codes: int32 [t]. residuals: uint8 [t, bytes], `reordered`. lengths: int64 [W]."""
-    if codec.fused is not None and len(queries) <= FUSED_QUERIES and _unit(queries):
+    if is_fused(codec, queries):
         return fused_maxsim(codec, queries, codes, residuals, lengths)
     vectors = codec.decode(codes, residuals).to(codec.centroids.dtype)
     return _best_sums(vectors @ queries.flatten(0, 1).to(vectors.dtype).T, lengths, len(queries))
+
+
+def is_fused(codec: DeviceCodec, queries: Tensor) -> bool:
+    """Whether `maxsim` takes the fused kernel, which unpacks nothing to memory. It normalises what it is given, so it
+    is for unit query tokens."""
+    return codec.fused is not None and len(queries) <= FUSED_QUERIES and _unit(queries)
 
 
 def exact_maxsim(codec: DeviceCodec, query: Tensor, codes: Tensor, residuals: Tensor, lengths: Tensor) -> Tensor:
@@ -107,8 +113,12 @@ def fused_maxsim(codec: DeviceCodec, queries: Tensor, codes: Tensor, residuals: 
     """`maxsim` by late-interaction-kernels' `maxsim_residual_varlen`, for unit query tokens."""
     ends = torch.zeros(len(lengths) + 1, dtype=torch.int32, device=lengths.device)
     ends[1:] = lengths.cumsum(0)
+    # Both lengths are compiled in: rounded up, they take few values.
+    tokens = -(-queries.shape[1] // 32) * 32
+    filled = torch.nn.functional.pad(queries, (0, 0, 0, tokens - queries.shape[1])).half()
+    longest = _power_of_two(int(lengths.max()))
     scores: Tensor = codec.fused.maxsim_residual_varlen(
-        queries.half(), codes, residuals, ends, codec.centroids, codec.weights, codec.nbits
+        filled, codes, residuals, ends, codec.centroids, codec.weights, codec.nbits, max_seqlen_d=longest
     )
     return scores
 
@@ -119,7 +129,8 @@ def approximate(codec: DeviceCodec, scores: Tensor, codes: Tensor, starts: Tenso
     scores: float [K, L], every centroid with one query's tokens. codes: int32, of the whole segment. starts, lengths:
     int64 [W], the windows' tokens.
     """
-    if codec.fused is not None:
+    # Padding may not outgrow what is padded.
+    if codec.fused is not None and _power_of_two(int(lengths.max())) * len(lengths) <= 8 * int(lengths.sum()):
         return fused_approximate(codec, scores, codes, starts, lengths)
     best = _best_sums(scores[codes[spans(starts, lengths)].long()], lengths, 1)
     return best[0]
@@ -127,10 +138,11 @@ def approximate(codec: DeviceCodec, scores: Tensor, codes: Tensor, starts: Tenso
 
 def fused_approximate(codec: DeviceCodec, scores: Tensor, codes: Tensor, starts: Tensor, lengths: Tensor) -> Tensor:
     """`approximate` by late-interaction-kernels' `plaid_approx_score`, which reads padded codes."""
-    longest = int(lengths.max())
+    longest = _power_of_two(int(lengths.max()))
+    filled = torch.nn.functional.pad(scores, (0, -scores.shape[1] % 32))
     places = starts[:, None] + torch.arange(longest, device=starts.device)
     padded = codes[places.clamp_max(len(codes) - 1)]
-    result: Tensor = codec.fused.plaid_approx_score(scores, padded, lengths)
+    result: Tensor = codec.fused.plaid_approx_score(filled, padded, lengths)
     return result
 
 
@@ -138,6 +150,10 @@ def _best_sums(similarities: Tensor, lengths: Tensor, queries: int) -> Tensor:
     """float32 [B, W] of similarities [t, B * L]: the best token of each window, summed over a query's tokens."""
     best = torch.segment_reduce(similarities.float(), "max", lengths=lengths, axis=0)
     return best.view(len(lengths), queries, -1).sum(dim=2).T.contiguous()
+
+
+def _power_of_two(number: int) -> int:
+    return 1 << (number - 1).bit_length()
 
 
 def _unit(queries: Tensor) -> bool:

@@ -30,9 +30,8 @@ class TorchRerankerBackend(RerankerBackend):
         self._device, chosen = placement(torch, device, dtype)
         if threads and self._device.type == "cpu":
             torch.set_num_threads(threads)
-        self.padded = padded or not (
-            unpadded.is_supported(model) and unpadded.has_varlen_attention(self._device, chosen)
-        )
+        unpaddable = unpadded.is_supported(model) and unpadded.has_varlen_attention(self._device, chosen, model)
+        self.padded = padded or not unpaddable
         self.model = (model if self.padded else unpadded.UnpaddedClassifier(model)).eval().to(self._device, chosen)
         self._lock = threading.Lock()
 

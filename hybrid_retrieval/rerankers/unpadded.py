@@ -29,11 +29,14 @@ def is_supported(model: Any) -> bool:
     return known and absolute and not getattr(config, "is_decoder", False)
 
 
-def has_varlen_attention(device: Any, dtype: Any) -> bool:
-    """Whether torch attends over rows of different lengths there: on a CPU row by row, on CUDA in half precision."""
+def has_varlen_attention(device: Any, dtype: Any, model: Any) -> bool:
+    """Whether torch attends over rows of different lengths there: on a CPU row by row, on CUDA by FlashAttention, which
+    wants half precision, an Ampere card or a newer one, and heads of at most 256 dimensions in multiples of 8."""
     if device.type == "cpu":
         return True
-    return dtype in (torch.float16, torch.bfloat16) and _varlen() is not None
+    size = model.config.hidden_size // model.config.num_attention_heads
+    fits = dtype in (torch.float16, torch.bfloat16) and size % 8 == 0 and size <= 256
+    return fits and _varlen() is not None and torch.cuda.get_device_capability(device) >= (8, 0)
 
 
 class UnpaddedClassifier(nn.Module):
@@ -110,8 +113,9 @@ def _attention(starts: Tensor, lengths: list[int], *, only_first: bool) -> Atten
         def by_row(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             parts = []
             for (a, b), (start, stop) in zip(queries, bounds, strict=True):
-                row = (part.transpose(0, 1) for part in (q[a:b], k[start:stop], v[start:stop]))
-                parts.append(F.scaled_dot_product_attention(*row).transpose(0, 1))
+                # A batch of one: torch has no fast kernel for three axes.
+                row = (part.transpose(0, 1)[None] for part in (q[a:b], k[start:stop], v[start:stop]))
+                parts.append(F.scaled_dot_product_attention(*row)[0].transpose(0, 1))
             return torch.cat(parts)
 
         return by_row

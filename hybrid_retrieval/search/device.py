@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from hybrid_retrieval.errors import IndexDamagedError
 from hybrid_retrieval.kernels import device as kernels
 from hybrid_retrieval.kernels.device import BLOCK_TOKENS, DeviceCodec, spans
 from hybrid_retrieval.storage import Segment, Snapshot
@@ -73,9 +74,9 @@ class DeviceSearcher:
         self._device = torch.device(device)
         self.codec = DeviceCodec.place(snapshot.codec.centroids, snapshot.codec.weights, self._device)
         if resident is None:
+            large = [array for part in snapshot.segments for array in (part.residuals, part.codes, part.lists)]
             resident = self._device.type == "cpu" or (
-                sum(segment.residuals.nbytes for segment in snapshot.segments)
-                < MEMORY_SHARE * torch.cuda.mem_get_info(self._device)[0]
+                sum(array.nbytes for array in large) < MEMORY_SHARE * torch.cuda.mem_get_info()[0]
             )
         self._segments = [
             self._place(segment, local, resident) for segment, local in zip(snapshot.segments, rows, strict=True)
@@ -84,24 +85,31 @@ class DeviceSearcher:
     def search(self, queries: Sequence[Float32], *, k: int, width: int, nprobe: int, exact: bool) -> Iterator[Scored]:
         """Float32 queries [Lq, D], one `Scored` each. width: passages that are scored exactly in pruned search."""
         tokens = max(len(query) for query in queries)
-        columns = max([tokens * len(self.codec.centroids), *(len(part.starts) for part in self._segments)])
+        columns = max(tokens * len(self.codec.centroids), 2 * sum(part.rows for part in self._segments))
         together = max(1, GROUP_BYTES // (4 * columns))
         for first in range(0, len(queries), together):
             group = queries[first : first + together]
             filled = np.zeros((len(group), tokens, group[0].shape[1]), np.float32)
             for i, query in enumerate(group):
                 filled[i, : len(query)] = query
-            yield from self._group(torch.from_numpy(filled).to(self._device), k, width, nprobe, exact)
+            lengths = [len(query) for query in group]
+            yield from self._group(torch.from_numpy(filled).to(self._device), lengths, k, width, nprobe, exact)
 
-    def _group(self, queries: Tensor, k: int, width: int, nprobe: int, exact: bool) -> Iterator[Scored]:
+    def _group(
+        self, queries: Tensor, lengths: list[int], k: int, width: int, nprobe: int, exact: bool
+    ) -> Iterator[Scored]:
+        """queries: float32 [B, L, D], each one's tokens before its filling."""
         if exact:
-            by_row = torch.cat([self._all(part, queries) for part in self._segments], dim=1)
-            for query, scores in zip(queries, by_row, strict=True):
-                yield self._settle(query, scores, k, None)
+            # To the scale of unit tokens: half precision ends at 65,504, and its error grows with the scale.
+            scales = queries.norm(dim=2).amax(dim=1).clamp_min(1e-12)
+            scaled = queries if bool((scales - 1).abs().max() < 1e-3) else queries / scales[:, None, None]
+            by_row = torch.cat([self._all(part, scaled) for part in self._segments], dim=1)
+            for query, length, scores in zip(queries, lengths, by_row, strict=True):
+                yield self._settle(query[:length], scores, k, None)
             return
         centroid = queries @ self.codec.exact.T
-        for query, scores in zip(queries, centroid, strict=True):
-            yield self._pruned(query, scores, k, width, nprobe)
+        for query, length, scores in zip(queries, lengths, centroid, strict=True):
+            yield self._pruned(query[:length], scores[:length], k, width, nprobe)
 
     def _pruned(self, query: Tensor, centroid: Tensor, k: int, width: int, nprobe: int) -> Scored:
         """centroid: float32 [L, K]."""
@@ -119,7 +127,11 @@ class DeviceSearcher:
                 by_row.scatter_reduce_(0, part.owners[chosen], found, "amax")
             approximate.append(by_row)
         joined = torch.cat(approximate)
-        kept = _at_least(joined, joined.topk(min(width, int(joined.isfinite().sum()))).values[-1])
+        width = min(width, int(joined.isfinite().sum()))
+        threshold = joined.topk(width).values[-1]
+        above = (joined > threshold).nonzero()[:, 0]
+        tied = (joined == threshold).nonzero()[:, 0][: width - len(above)]
+        kept = torch.cat([above, tied]).sort().values
         scores = torch.full_like(joined, -torch.inf)
         bounds = self._bounds()
         local = []
@@ -141,8 +153,9 @@ class DeviceSearcher:
     def _all(self, part: _Placed, queries: Tensor) -> Tensor:
         """float32 [B, rows]: every passage of a segment; -inf for those that cannot be found."""
         scores = torch.full((len(queries), part.rows), -torch.inf, device=self._device)
-        most = BLOCK_TOKENS
-        if self.codec.fused is not None and len(queries) <= kernels.FUSED_QUERIES:
+        # Unfused, every token gets a similarity with every query token.
+        most = max(1, min(BLOCK_TOKENS, GROUP_BYTES // (4 * queries.shape[0] * queries.shape[1])))
+        if kernels.is_fused(self.codec, queries):
             most = kernels.FUSED_BYTES // part.segment.residuals.shape[1]
         for windows in _runs(torch.arange(len(part.starts), device=self._device), part.lengths, most):
             lengths = part.lengths[windows]
@@ -170,7 +183,7 @@ class DeviceSearcher:
             return Scored(np.empty(0, np.int64), np.empty(0, np.float32), kept)
         threshold = scores.topk(count).values[-1]
         if kept is None and self.codec.centroids.dtype == torch.float16:
-            threshold = threshold - HALF_ERROR * len(query)
+            threshold = threshold - 2 * HALF_ERROR * len(query)  # its own error and the other's
         rows = _at_least(scores, threshold)
         if kept is None:
             bounds = self._bounds()
@@ -194,10 +207,16 @@ class DeviceSearcher:
 
     def _place(self, segment: Segment, rows: Int64, resident: bool) -> _Placed:
         windows, first = segment.windows_of(rows)
-        owners = np.repeat(rows, np.diff([*first, len(windows)]))
+        owners = np.repeat(rows, np.diff(np.append(first, len(windows))))
         starts = segment.token_offsets[windows]
         lengths = segment.token_offsets[windows + 1] - starts
         filled = lengths > 0
+        for name, array, end in (
+            ("code", segment.codes, len(self.codec.centroids)),
+            ("list entry", segment.lists, segment.num_windows),
+        ):
+            if len(array) and int(array.max()) >= end:  # on a GPU it would end the process's use of it
+                raise IndexDamagedError(f"a {name} is not below {end}: run verify on the index, and build it anew")
         position = np.full(segment.num_windows, -1, np.int64)
         position[windows[filled]] = np.arange(int(filled.sum()))
         residuals: Tensor | NDArray[np.uint8] = segment.residuals

@@ -265,6 +265,8 @@ class Searcher:
                     allowed = ~segment.deleted[owners]
                     windows, owners, levels = windows[allowed], owners[allowed], levels[allowed]
                 kept = _highest(levels, LISTED_PER_CANDIDATE * width)
+                if len(kept) < len(windows) and len(np.unique(owners[kept])) < width:
+                    kept = np.arange(len(windows))  # few passages of many windows
                 windows, owners = windows[kept], owners[kept]
                 first = np.flatnonzero(np.diff(owners, prepend=-1))
                 local = owners[first]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,7 +13,7 @@ torch = pytest.importorskip("torch")
 
 from hybrid_retrieval import Index  # noqa: E402
 from hybrid_retrieval.builder import build_from_vectors  # noqa: E402
-from hybrid_retrieval.errors import ModelSettingsError  # noqa: E402
+from hybrid_retrieval.errors import IndexDamagedError, ModelSettingsError  # noqa: E402
 from hybrid_retrieval.kernels import device as kernels  # noqa: E402
 from hybrid_retrieval.kernels import dispatch  # noqa: E402
 from hybrid_retrieval.kernels.reference import unpack_buckets  # noqa: E402
@@ -126,3 +127,30 @@ def test_a_machine_without_cuda_says_so_and_auto_stays_on_the_cpu(snapshot: Snap
         Searcher(snapshot, "cuda")
     with pytest.raises(ModelSettingsError, match="no CUDA device"):
         Index(snapshot).to("cuda")
+    with pytest.raises(ModelSettingsError, match="got 'cuda:0'"):
+        Index(snapshot).to("cuda:0")
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_a_query_of_any_scale_alone_or_beside_longer_ones_finds_the_same(snapshot: Snapshot, device: str) -> None:
+    searcher = placed(snapshot, device)
+    short, long = queries(4)[0], queries(4)[3]
+    for options in ({"exact": True}, {"num_candidates": 40, "nprobe": 2}):
+        alone = searcher.search(short, k=10, **options)
+        beside = searcher.search_batch([short, long], k=10, **options)[0]
+        scaled = searcher.search(short * np.float32(50), k=10, **options)
+        assert alone.rows.tolist() == beside.rows.tolist() == scaled.rows.tolist()
+        np.testing.assert_allclose(scaled.scores, 50 * alone.scores, rtol=1e-4)
+
+
+def test_lists_that_name_few_passages_do_not_widen_the_search(snapshot: Snapshot) -> None:
+    searcher = placed(snapshot, "cpu")
+    scored = next(searcher._device.search(queries(1), k=3, width=450, nprobe=1, exact=False))
+    assert scored.kept is not None and sum(map(len, scored.kept)) == 450
+
+
+def test_a_damaged_index_is_not_placed(snapshot: Snapshot, monkeypatch: pytest.MonkeyPatch) -> None:
+    segment = dataclasses.replace(snapshot.segments[0], codes=np.full_like(snapshot.segments[0].codes, 2**31))
+    monkeypatch.setattr(snapshot, "segments", [segment])
+    with pytest.raises(IndexDamagedError, match="run verify"):
+        DeviceSearcher(snapshot, Searcher(snapshot)._all_rows, "cpu")
