@@ -46,8 +46,9 @@ class Bench:
         for folder in ("indexes", "scores"):
             (self.work / folder).mkdir(parents=True, exist_ok=True)
 
-    def pipeline(self, name: str, folder: str) -> Pipeline:
-        path = Path(self.ready.get(name, self.work / "indexes" / f"{name}-{self.encoder.identity[:8]}"))
+    def pipeline(self, name: str, folder: str, split: str) -> Pipeline:
+        # By split too: a set of this name to fit on need not be the collection that is tested on.
+        path = Path(self.ready.get(name, self.work / "indexes" / f"{name}-{split}-{self.encoder.identity[:8]}"))
         if not (path / "versions").exists():
             print(f"{name}: building an index", file=sys.stderr)
             section = dataclasses.replace(self.config.index, include_title=name not in self.arguments.no_title)
@@ -64,7 +65,7 @@ class Bench:
             print(f"\r{name} {split}: {done} of {total} {step}", end="", file=sys.stderr)
 
         queries = score_dataset(
-            self.pipeline(name, folder),
+            self.pipeline(name, folder, split),
             Dataset.open(folder, split),
             sample=questions,
             num_candidates=self.arguments.candidates,
@@ -186,7 +187,9 @@ def main() -> None:
     split = "+".join(sorted({item.rpartition(":")[2] for item in arguments.fit}))
     on = FittedOn("+".join(fitting), split, len(everything), arguments.candidates, 0)
     # The models are what the file names: any of the sets' pipelines has them.
-    pipeline = bench.pipeline(*arguments.fit[0].rpartition(":")[0].split("=", 1))
+    name, _, place = arguments.fit[0].partition("=")
+    folder, _, split = place.rpartition(":")
+    pipeline = bench.pipeline(name, folder, split)
     file = fit_to_file(fit, pipeline, on)
     file.write(arguments.work / "fusion.json")
     tables = {"training questions, out of fold": list(fit.table)}

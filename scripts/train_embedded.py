@@ -26,7 +26,7 @@ def main() -> int:
     parser.add_argument("--projection-steps", type=int, default=400)
     parser.add_argument("--upper-steps", type=int, default=600, help="training of the encoder's upper layers")
     parser.add_argument("--reranker-steps", type=int, default=1000, help="training of the cross-encoder's upper layers")
-    parser.add_argument("--fusion-weight", type=float, default=0.3, help="weight of the reranker in the fused score")
+    parser.add_argument("--fusion-weight", type=float, default=0.15, help="weight of the reranker in the fused score")
     parser.add_argument(
         "--only", choices=("encoder", "reranker"), help="one model; reranker needs the encoder in --out"
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import itertools
 import json
 from pathlib import Path
 
@@ -15,6 +16,7 @@ pytest.importorskip("onnx")
 from tokenizers import Tokenizer  # noqa: E402
 
 from hybrid_retrieval import Reranker  # noqa: E402
+from hybrid_retrieval.corpus.readers import read_corpus  # noqa: E402
 from hybrid_retrieval.evaluation.demo_data import demo_corpus  # noqa: E402
 from hybrid_retrieval.kernels import dispatch  # noqa: E402
 from hybrid_retrieval.model_files import EMBEDDED_FOLDER  # noqa: E402
@@ -61,7 +63,7 @@ def test_a_pair_is_cut_apart_and_marked() -> None:
 @pytest.mark.skipif(dispatch.variant() == dispatch.NUMPY, reason="states are kept by the native kernels")
 def test_negatives_are_other_passages_near_the_question() -> None:
     tokenizer = Tokenizer.from_str(gzip.decompress((EMBEDDED_FOLDER / "tokenizer.json.gz").read_bytes()).decode())
-    texts = [passage.text for passage, _ in zip(demo_corpus(), range(24), strict=False)]
+    texts = [passage.text for passage in itertools.islice(read_corpus(demo_corpus()), 24)]
     ids = [encoding.ids for encoding in tokenizer.encode_batch(texts, add_special_tokens=False)]
     pairs = [Pair(row[:12], row, key) for key, row in enumerate(ids)]
     mined = recipe.mine(EMBEDDED_FOLDER, pairs, questions=6, threads=1)
