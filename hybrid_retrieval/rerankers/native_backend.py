@@ -23,13 +23,15 @@ class NativeRerankerBackend(RerankerBackend):
     ) -> None:
         self._trunk = NativeTrunk(folder, facts, variant=variant, threads=threads)
         missing = [name for name in HEAD if name not in self._trunk.tensors]
-        if missing or not convention.middle_ids:
-            raise ModelError(
-                f"{folder / facts.weights}: the head is incomplete ({', '.join(missing) or 'no separator'})"
-            )
+        if missing:
+            raise ModelError(f"{folder / facts.weights}: the head is incomplete ({', '.join(missing)})")
         self._dense, self._dense_bias, self._out, self._out_bias = (self._trunk.tensors[name] for name in HEAD)
         # Of the embedded model's MaxSim; a plain classifier has none.
         self._scale = self._trunk.tensors.get("scale")
+        if self._scale is not None and not convention.middle_ids:
+            raise ModelError(
+                f"{folder}: the head tells query and passage apart by a separator, and middle_ids is empty"
+            )
         self._convention = convention
         self.lanes = self._trunk.threads
 

@@ -52,9 +52,15 @@ def _write_graph(exported: Exported, out: Path, kind: str, **more: str) -> dict[
 def write_encoder(
     base: BaseModel, state: Mapping[str, np.ndarray], out: Path, description: Mapping[str, Any], *, int8: bool = True
 ) -> None:
-    """Export ``modules.Encoder`` weights; ``description`` adds to encoder.json (name, query, passage)."""
+    """Export ``modules.Encoder`` weights; ``description`` adds to encoder.json (name, query, passage).
+
+    A reranker in ``out`` that reads weights from another encoder's file is no longer one.
+    """
     where = write_shared(base, out)
     exported = encoder_graph(base, state, where, int8=int8, file="encoder.safetensors")
+    weights = out / "encoder.safetensors"
+    if weights.exists() and weights.read_bytes() != exported.weights:
+        (out / "reranker.json").unlink(missing_ok=True)
     trunk = _write_graph(exported, out, "encoder")
     value = {
         "format": 1,
