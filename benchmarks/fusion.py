@@ -188,8 +188,8 @@ def main() -> None:
     on = FittedOn("+".join(fitting), split, len(everything), arguments.candidates, 0)
     # The models are what the file names: any of the sets' pipelines has them.
     name, _, place = arguments.fit[0].partition("=")
-    folder, _, split = place.rpartition(":")
-    pipeline = bench.pipeline(name, folder, split)
+    folder, _, own_split = place.rpartition(":")
+    pipeline = bench.pipeline(name, folder, own_split)
     file = fit_to_file(fit, pipeline, on)
     file.write(arguments.work / "fusion.json")
     tables = {"training questions, out of fold": list(fit.table)}

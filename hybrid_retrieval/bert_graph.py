@@ -64,8 +64,8 @@ class GraphBuilder:
     ``qkv``, ``ao``, ``fi``, ``fo`` (``.weight`` [out, in], ``.bias``) and ``aln``, ``oln`` (``.weight``, ``.bias``).
     """
 
-    def __init__(self, shape: BertShape, state: Mapping[str, np.ndarray], *, int8: bool) -> None:
-        self.shape, self.state, self.int8 = shape, state, int8
+    def __init__(self, shape: BertShape, state: Mapping[str, np.ndarray]) -> None:
+        self.shape, self.state = shape, state
         self.weights: dict[str, np.ndarray] = {}
         self.nodes: list[onnx.NodeProto] = []
         self.initializers: list[onnx.TensorProto] = []
@@ -88,22 +88,15 @@ class GraphBuilder:
         self.nodes.append(helper.make_node(op, inputs, names, domain=domain, **attributes))
         return names
 
-    def dense(self, x: str | list[str], name: str, bias: bool = True) -> str:
-        """x @ weight.T + bias; ``x`` may be an already quantised triple (codes, scale, zero point)."""
+    def dense(self, x: str, name: str, bias: bool = True) -> str:
+        """x @ weight.T + bias."""
         weight = self.state[f"{name}.weight"]
         added = self.weight(f"{name}.bias", self.state[f"{name}.bias"])
-        if not self.int8:
-            assert isinstance(x, str)
-            (y,) = self.node("MatMul", [x, self.weight(f"{name}.weight", weight.T)])
-            return self.node("Add", [y, added])[0] if bias else y
         codes, scale = quantise(weight)
-        q, s, z = x if isinstance(x, list) else self.quantised(x)
+        q, s, z = self.node("DynamicQuantizeLinear", [x], outputs=3)
         zero = self.constant(f"{name}.z", np.full(len(scale), 128, np.uint8))
         inputs = [q, self.weight(f"{name}.codes", codes), s, self.weight(f"{name}.scale", scale), z, zero]
         return self.node("MatMulIntegerToFloat", [*inputs, added] if bias else inputs, domain=MICROSOFT)[0]
-
-    def quantised(self, x: str) -> list[str]:
-        return self.node("DynamicQuantizeLinear", [x], outputs=3)
 
     def external(self, name: str, kind: int, dims: list[int], place: tuple[int, int]) -> str:
         """An initializer that lies in the file of the embeddings. place: its offset and length there."""

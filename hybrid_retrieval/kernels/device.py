@@ -92,15 +92,13 @@ def spans(starts: Tensor, lengths: Tensor) -> Tensor:
 def maxsim(codec: DeviceCodec, queries: Tensor, codes: Tensor, residuals: Tensor, lengths: Tensor) -> Tensor:
     """float32 [B, W]: MaxSim of every query [B, L, D] with every window, all of them with tokens, in the precision of
     `codec.centroids`. codes: int32 [t]. residuals: uint8 [t, bytes], `reordered`. lengths: int64 [W]."""
-    if is_fused(codec, queries):
-        return fused_maxsim(codec, queries, codes, residuals, lengths)
     vectors = codec.decode(codes, residuals).to(codec.centroids.dtype)
     return _best_sums(vectors @ queries.flatten(0, 1).to(vectors.dtype).T, lengths, len(queries))
 
 
 def is_fused(codec: DeviceCodec, queries: Tensor) -> bool:
-    """Whether `maxsim` takes the fused kernel, which unpacks nothing to memory. It normalises what it is given, so it
-    is for unit query tokens."""
+    """Whether `fused_maxsim` does better than `maxsim`: it unpacks nothing to memory, and normalises what it is
+    given, so it is for unit query tokens."""
     return codec.fused is not None and len(queries) <= FUSED_QUERIES and _unit(queries)
 
 

@@ -29,7 +29,7 @@ def write_int8(model: Any, folder: Path) -> dict[str, Any]:
     config, embeddings = model.config, model.base_model.embeddings
     table = _array(embeddings.word_embeddings.weight).astype(np.float16)
     shape = BertShape(len(table), config.hidden_size, config.num_attention_heads, float(config.layer_norm_eps))
-    builder = GraphBuilder(shape, _state(model), int8=True)
+    builder = GraphBuilder(shape, _state(model))
     hidden = builder.trunk({"table": (0, table.nbytes)})
     logits = builder.first_token_logit(hidden)
     graph, weights = builder.model("logits", logits, ["batch"], "reranker.safetensors", None)

@@ -155,12 +155,14 @@ class DeviceSearcher:
         scores = torch.full((len(queries), part.rows), -torch.inf, device=self._device)
         # Unfused, every token gets a similarity with every query token.
         most = max(1, min(BLOCK_TOKENS, GROUP_BYTES // (4 * queries.shape[0] * queries.shape[1])))
+        score = kernels.maxsim
         if kernels.is_fused(self.codec, queries):
+            score = kernels.fused_maxsim
             most = kernels.FUSED_BYTES // part.segment.residuals.shape[1]
         for windows in _runs(torch.arange(len(part.starts), device=self._device), part.lengths, most):
             lengths = part.lengths[windows]
             codes, residuals = self._tokens(part, windows)
-            found = kernels.maxsim(self.codec, queries, codes, residuals, lengths)
+            found = score(self.codec, queries, codes, residuals, lengths)
             scores.scatter_reduce_(1, part.owners[windows].expand(len(queries), -1), found, "amax")
         return scores
 

@@ -228,13 +228,13 @@ class Searcher:
         """The `width` rows of the best approximate scores, rising, for each segment."""
         scores = centroid_scores(query, self.snapshot.codec.centroids)
         approximate = []
-        for segment, local in zip(self.snapshot.segments, rows, strict=True):
+        for segment, local, owner_of in zip(self.snapshot.segments, rows, self._owners, strict=True):
             allowed = None
             if len(local) < segment.num_passages:
                 allowed = np.zeros(segment.num_windows, np.bool_)
                 allowed[segment.windows_of(local)[0]] = True
             found = candidate_windows(scores, segment.lists, segment.list_offsets, nprobe, allowed)
-            owners = np.searchsorted(segment.window_offsets, found.windows, side="right") - 1
+            owners = owner_of[found.windows]
             # A passage that no probed list names still has a bound: it fills up what candidates leave of the
             # width.
             by_row = np.full(segment.num_passages, found.floor.sum(dtype=np.float32), np.float32)

@@ -49,15 +49,13 @@ def _write_graph(exported: Exported, out: Path, kind: str, **more: str) -> dict[
     return {"weights": f"{kind}.safetensors", "embeddings": EMBEDDINGS_FILE, **more, **exported.trunk}
 
 
-def write_encoder(
-    base: BaseModel, state: Mapping[str, np.ndarray], out: Path, description: Mapping[str, Any], *, int8: bool = True
-) -> None:
+def write_encoder(base: BaseModel, state: Mapping[str, np.ndarray], out: Path, description: Mapping[str, Any]) -> None:
     """Export ``modules.Encoder`` weights; ``description`` adds to encoder.json (name, query, passage).
 
     A reranker in ``out`` that reads weights from another encoder's file is no longer one.
     """
     where = write_shared(base, out)
-    exported = encoder_graph(base, state, where, int8=int8, file="encoder.safetensors")
+    exported = encoder_graph(base, state, where, file="encoder.safetensors")
     weights = out / "encoder.safetensors"
     if weights.exists() and weights.read_bytes() != exported.weights:
         (out / "reranker.json").unlink(missing_ok=True)
@@ -70,24 +68,22 @@ def write_encoder(
         "dimensions": int(state["projection.weight"].shape[0]),
         "pad_id": base.special_ids["<pad>"],
         **description,
-        **({"trunk": trunk} if int8 else {}),
+        "trunk": trunk,
         "licence": LICENCE,
         "base": BASE_NAME,
     }
     write_json(out / "encoder.json", value)
 
 
-def write_reranker(
-    base: BaseModel, state: Mapping[str, np.ndarray], out: Path, description: Mapping[str, Any], *, int8: bool = True
-) -> None:
+def write_reranker(base: BaseModel, state: Mapping[str, np.ndarray], out: Path, description: Mapping[str, Any]) -> None:
     """Export ``modules.CrossEncoder`` weights; ``description`` adds to reranker.json (name, limits, fusion).
 
     What an encoder in ``out`` holds too, such as frozen layers, stays in its file.
     """
     where = write_shared(base, out)
     encoder = out / "encoder.safetensors"
-    shared = WeightsFile(encoder.name, encoder.read_bytes()) if int8 and encoder.exists() else None
-    exported = reranker_graph(base, state, where, int8=int8, file="reranker.safetensors", shared=shared)
+    shared = WeightsFile(encoder.name, encoder.read_bytes()) if encoder.exists() else None
+    exported = reranker_graph(base, state, where, file="reranker.safetensors", shared=shared)
     trunk = _write_graph(exported, out, "reranker", **({"shared": shared.name} if shared else {}))
     bos, eos = base.special_ids["<s>"], base.special_ids["</s>"]
     value = {
@@ -101,7 +97,7 @@ def write_reranker(
         "suffix_ids": [eos],
         "token_types": False,
         **description,
-        **({"trunk": trunk} if int8 else {}),
+        "trunk": trunk,
         "licence": LICENCE,
         "base": BASE_NAME,
     }

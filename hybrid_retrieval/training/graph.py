@@ -43,10 +43,10 @@ class Exported(NamedTuple):
 
 
 def encoder_graph(
-    base: BaseModel, state: Mapping[str, np.ndarray], where: Mapping[str, tuple[int, int]], *, int8: bool, file: str
+    base: BaseModel, state: Mapping[str, np.ndarray], where: Mapping[str, tuple[int, int]], *, file: str
 ) -> Exported:
     """Graph of ``modules.Encoder``: token_vectors float32 [B, L, D]. The projection stays float32 (it costs little)."""
-    builder = GraphBuilder(_shape(base), _split(state), int8=int8)
+    builder = GraphBuilder(_shape(base), _split(state))
     hidden = builder.trunk(where)
     weight = state["projection.weight"]
     (turned,) = builder.node("Transpose", [builder.weight("projection", weight)], perm=[1, 0])
@@ -61,12 +61,11 @@ def reranker_graph(
     state: Mapping[str, np.ndarray],
     where: Mapping[str, tuple[int, int]],
     *,
-    int8: bool,
     file: str,
     shared: WeightsFile | None,
 ) -> Exported:
     """Graph of ``modules.CrossEncoder``: logits float32 [B]. shared: a file some of whose weights are the same."""
-    builder = GraphBuilder(_shape(base), _split(state), int8=int8)
+    builder = GraphBuilder(_shape(base), _split(state))
     hidden = builder.trunk(where)
     interaction = _interaction(builder, hidden, state["scale"])
     (total,) = builder.node("Add", [builder.first_token_logit(hidden), interaction])

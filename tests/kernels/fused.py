@@ -48,7 +48,7 @@ def check_operations(nbits: int, dimensions: int, centroids: int = 20) -> None:
     codec = dataclasses.replace(kernels.DeviceCodec.place(table, weights, torch.device("cpu")), fused=plaid)
     arguments = (torch.from_numpy(queries), torch.from_numpy(codes.view(np.int32)),
                  codec.reordered(torch.from_numpy(residuals)), torch.from_numpy(LENGTHS))  # fmt: skip
-    found = kernels.maxsim(codec, *arguments).numpy()
+    found = kernels.fused_maxsim(codec, *arguments).numpy()
     packed = PackedTokens(codes, residuals, table, weight_table(weights))
     expected = [packed_maxsim(query, packed, STARTS, LENGTHS) for query in (queries[0, :4], queries[1])]
     np.testing.assert_allclose(found, expected, atol=6e-3)
