@@ -12,6 +12,7 @@ from hybrid_retrieval.native_trunk import NativeTrunk, TrunkFacts
 from hybrid_retrieval.rerankers.backend import RerankerBackend
 from hybrid_retrieval.rerankers.pairs import PairConvention
 
+GATE = ("gate.weight", "gate.bias")
 HEAD = ("dense.weight", "dense.bias", "out.weight", "out.bias")
 
 
@@ -22,16 +23,19 @@ class NativeRerankerBackend(RerankerBackend):
         self, folder: Path, facts: TrunkFacts, convention: PairConvention, *, variant: str, threads: int
     ) -> None:
         self._trunk = NativeTrunk(folder, facts, variant=variant, threads=threads)
-        missing = [name for name in HEAD if name not in self._trunk.tensors]
+        # The embedded model has a MaxSim in its head; a plain classifier has none.
+        self._scale = self._trunk.tensors.get("scale")
+        needed = HEAD if self._scale is None else (*HEAD, *GATE)
+        missing = [name for name in needed if name not in self._trunk.tensors]
         if missing:
             raise ModelError(f"{folder / facts.weights}: the head is incomplete ({', '.join(missing)})")
         self._dense, self._dense_bias, self._out, self._out_bias = (self._trunk.tensors[name] for name in HEAD)
-        # Of the embedded model's MaxSim; a plain classifier has none.
-        self._scale = self._trunk.tensors.get("scale")
-        if self._scale is not None and not convention.middle_ids:
-            raise ModelError(
-                f"{folder}: the head tells query and passage apart by a separator, and middle_ids is empty"
-            )
+        if self._scale is not None:
+            if not convention.middle_ids:
+                raise ModelError(
+                    f"{folder}: the head tells query and passage apart by a separator, and middle_ids is empty"
+                )
+            self._gate, self._gate_bias = (self._trunk.tensors[name] for name in GATE)
         self._convention = convention
         self.lanes = self._trunk.threads
 
@@ -46,7 +50,7 @@ class NativeRerankerBackend(RerankerBackend):
         return np.array([self._logit(row, state) for row, state in zip(rows, states, strict=True)], np.float32)
 
     def _logit(self, ids: NDArray[np.int64], states: NDArray[np.float32]) -> np.float32:
-        """What the first token's state says; for the embedded model, a scaled mean MaxSim of query and passage too."""
+        """What the first token's state says; for the embedded model, a scaled MaxSim of query and passage too."""
         pooled = np.tanh(self._dense @ states[0] + self._dense_bias)
         logit: np.float32 = (self._out @ pooled)[0] + self._out_bias[0]
         return logit if self._scale is None else logit + self._scale * self._maxsim(ids, states)
@@ -59,5 +63,6 @@ class NativeRerankerBackend(RerankerBackend):
         passage = unit[end + len(marks.middle_ids) : len(ids) - len(marks.suffix_ids)]
         if not len(passage):
             return np.float32(-1)
-        mean: np.float32 = (unit[first:end] @ passage.T).max(axis=1).mean()
+        weights = 1 / (1 + np.exp(-(states[first:end] @ self._gate[0] + self._gate_bias[0])))
+        mean: np.float32 = (unit[first:end] @ passage.T).max(axis=1) @ weights / weights.sum()
         return mean

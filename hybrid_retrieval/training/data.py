@@ -12,7 +12,8 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
-PAD, END = 1, 2
+PAD, END, STOP = 1, 2, 5
+"""Ids of ``<pad>``, ``</s>`` and the full stop."""
 QUERY_PREFIX = [0, 41, 1294, 12]
 """``<s> query :`` as the base was trained."""
 PASSAGE_PREFIX = [0, 46692, 12]
@@ -117,6 +118,52 @@ def load_across(
             if len(out[language]) < wanted and len(ids[0]) >= 4 and not any(tuple(side) in held for side in ids):
                 out[language].append(Pair(ids[0], ids[1], len(out[language])))
     return out
+
+
+def statements(
+    bitext: Sequence[tuple[str, list[int], list[int]]], hosts: Sequence[Sequence[int]], *, seed: int
+) -> list[Pair]:
+    """Sentences as queries, each for an English passage that states it: its translation set between two sentences of
+    one of ``hosts`` (token ids of English passages), among the first 100 tokens."""
+    rng = random.Random(seed)
+    order = list(range(len(bitext)))
+    rng.shuffle(order)
+    pairs = []
+    for key, number in enumerate(order):
+        _, foreign, english = bitext[number]
+        host = rng.choice(hosts)
+        at = rng.choice([0, *(i + 1 for i, token in enumerate(host[:100]) if token == STOP)])
+        pairs.append(Pair(foreign, [*host[:at], *english, *host[at:]], key))
+    return pairs
+
+
+def load_documentation(
+    folder: Path, tokenizer: Tokenizer, language: str, *, limit: int, tokens: int, seed: int
+) -> list[Pair]:
+    """Translated paragraphs of Python's documentation as queries, each for the English paragraph with those around it,
+    up to ``tokens`` (``corpus.xx.jsonl``, paragraphs aligned by ``_id``, in the documents' order)."""
+    held = set(json.loads((folder / "parallel_test_ids.json").read_text(encoding="utf-8")))
+    lines = (folder / "corpus.en.jsonl").read_text(encoding="utf-8").splitlines()
+    english = [json.loads(line) for line in lines]
+    number = {row["_id"]: i for i, row in enumerate(english)}
+    lines = (folder / f"corpus.{language}.jsonl").read_text(encoding="utf-8").splitlines()
+    rows = [row for row in map(json.loads, lines) if row["_id"] not in held and row["_id"] in number]
+    random.Random(seed).shuffle(rows)
+    pairs: list[Pair] = []
+    for row in rows:
+        query = tokenizer.encode(row["text"][:600], add_special_tokens=False).ids
+        if not 8 <= len(query) <= 60:
+            continue
+        at = number[row["_id"]]
+        around = [english[i] for i in (at - 1, at, at + 1) if 0 <= i < len(english)]
+        texts = [part["text"] for part in around if part["title"] == english[at]["title"]]
+        passage = tokenizer.encode(" ".join(texts)[:2000], add_special_tokens=False).ids
+        if len(passage) > tokens:
+            passage = tokenizer.encode(english[at]["text"], add_special_tokens=False).ids
+        pairs.append(Pair(query, passage, at))
+        if len(pairs) == limit:
+            break
+    return pairs
 
 
 def _read(path: Path, tokenizer: Tokenizer, seed: int, cap: int = 4000) -> list[Pair]:

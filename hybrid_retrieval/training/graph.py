@@ -67,13 +67,13 @@ def reranker_graph(
     """Graph of ``modules.CrossEncoder``: logits float32 [B]. shared: a file some of whose weights are the same."""
     builder = GraphBuilder(_shape(base), _split(state))
     hidden = builder.trunk(where)
-    interaction = _interaction(builder, hidden, state["scale"])
+    interaction = _interaction(builder, hidden, state)
     (total,) = builder.node("Add", [builder.first_token_logit(hidden), interaction])
     return Exported(*builder.model("logits", total, ["batch"], file, shared), builder.trunk_facts())
 
 
-def _interaction(builder: GraphBuilder, hidden: str, scale: np.ndarray) -> str:
-    """The scaled mean MaxSim of ``modules.CrossEncoder``: float32 [B]."""
+def _interaction(builder: GraphBuilder, hidden: str, state: Mapping[str, np.ndarray]) -> str:
+    """The scaled, weighted MaxSim of ``modules.CrossEncoder``: float32 [B]."""
     end, two = builder.constant("end", np.array(2, np.int64)), builder.constant("two", np.array(2, np.int32))
     zero, none = builder.constant("bos", np.array(0, np.int64)), builder.constant("none", np.array(0, np.int32))
     (is_end,) = builder.node("Equal", ["input_ids", end])
@@ -83,7 +83,14 @@ def _interaction(builder: GraphBuilder, hidden: str, scale: np.ndarray) -> str:
     (is_bos,) = builder.node("Equal", ["input_ids", zero])
     (not_bos,) = builder.node("Not", [is_bos])
     (query,) = builder.node("And", [before, not_bos])
-    (weights,) = builder.node("Cast", [query], to=TensorProto.FLOAT)
+    (asked,) = builder.node("Cast", [query], to=TensorProto.FLOAT)
+    (turned_gate,) = builder.node("Transpose", [builder.weight("gate.weight", state["gate.weight"])], perm=[1, 0])
+    (read,) = builder.node("MatMul", [hidden, turned_gate])
+    (raised,) = builder.node("Add", [read, builder.weight("gate.bias", state["gate.bias"])])
+    ending = builder.constant("ending", np.array([2], np.int64))
+    (flat,) = builder.node("Squeeze", [raised, ending])
+    (gate,) = builder.node("Sigmoid", [flat])
+    (weights,) = builder.node("Mul", [gate, asked])
     (after,) = builder.node("Equal", [part, two])
     (not_end,) = builder.node("Not", [is_end])
     (passage,) = builder.node("And", [after, not_end])
@@ -92,10 +99,10 @@ def _interaction(builder: GraphBuilder, hidden: str, scale: np.ndarray) -> str:
     (turned,) = builder.node("Transpose", [unit], perm=[0, 2, 1])
     (products,) = builder.node("MatMul", [unit, turned])
     (masked,) = builder.node("Where", [row, products, builder.constant("least", np.array(-1, np.float32))])
-    (best,) = builder.node("ReduceMax", [masked, builder.constant("ending", np.array([2], np.int64))], keepdims=0)
+    (best,) = builder.node("ReduceMax", [masked, ending], keepdims=0)
     (weighed,) = builder.node("Mul", [best, weights])
     second = builder.constant("second", np.array([1], np.int64))
     (total,) = builder.node("ReduceSum", [weighed, second], keepdims=0)
     (count,) = builder.node("ReduceSum", [weights, second], keepdims=0)
     (mean,) = builder.node("Div", [total, count])
-    return builder.node("Mul", [mean, builder.weight("scale", np.asarray(scale, np.float32))])[0]
+    return builder.node("Mul", [mean, builder.weight("scale", np.asarray(state["scale"], np.float32))])[0]

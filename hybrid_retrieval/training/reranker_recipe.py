@@ -1,5 +1,5 @@
-"""Recipe of the embedded cross-encoder: the base's nine lower layers stay, as they do in the encoder, which shares
-them; the three upper layers and the head learn listwise against negatives that the trained encoder mined."""
+"""Recipe of the embedded cross-encoder: the base's four lower layers stay, as they do in the encoder, which shares
+them; the eight upper layers and the head learn listwise against negatives that the trained encoder mined."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from hybrid_retrieval.kernels import dispatch
 from hybrid_retrieval.native_trunk import NativeTrunk, TrunkFacts
@@ -20,27 +20,35 @@ from hybrid_retrieval.training import data, losses
 from hybrid_retrieval.training.data import END, Pair
 from hybrid_retrieval.training.loop import train
 from hybrid_retrieval.training.modules import CrossEncoder
-from hybrid_retrieval.training.states import States, keep_states
 
-FROZEN = 9
-QUERY_TOKENS, PASSAGE_TOKENS = 40, 140
+FROZEN = 4
+QUERY_TOKENS, PASSAGE_TOKENS = 48, 176
 """Training lengths of the two parts of a pair; at run time pairs have at most 512 tokens."""
 POOL = 1000
 """Pairs of a file among whose passages negatives are sought, where no more of its questions are kept."""
 NEGATIVES, DEPTH, SHORTLIST = 3, 12, 40
 QUESTIONS = 8
-BATCH_TOKENS = 2048
+BATCH_TOKENS = 4096
 FILES: dict[str, tuple[float, int]] = {
-    "squad_train": (6, 1600), "tydiqa-en": (2.5, 700), "tydiqa-ko": (2, 500), "tydiqa-sw": (1, 250),
-    "jaquad": (2, 500), "iapp-thai": (0.7, 150), "tquad": (1, 200), "vi-qa": (0.7, 150), "scifact": (2, 500),
-    "fever-sent": (2, 500), "medquad": (0.6, 150), "php_purpose": (1.2, 300), "mdn_xling": (1.5, 400),
-    "heading_mdn-en": (0.4, 100), "heading_windows-driver-docs": (0.4, 100),
+    "squad_train": (6, 3300), "tydiqa-en": (2.5, 2000), "tydiqa-ko": (2, 1300), "tydiqa-sw": (1.5, 1500),
+    "jaquad": (2, 1500), "iapp-thai": (0.5, 300), "scifact": (2, 750), "fever-sent": (2, 1500), "medquad": (0.5, 300),
+    "php_purpose": (1, 600), "mdn_xling": (1.5, 900),
+    "heading_mdn-en": (0.3, 200), "heading_windows-driver-docs": (0.3, 200),
 }  # fmt: skip
 """Share of each file in the draw of questions, and how many of its questions are kept."""
 ACROSS: dict[str, tuple[float, int]] = {
-    "zh": (2, 350), "es": (0.7, 120), "fr": (0.7, 120), "ru": (0.7, 120), "ja": (0.7, 120), "de": (0.7, 120),
+    "zh": (1.2, 700), "es": (0.4, 250), "fr": (0.4, 250), "ru": (0.4, 250), "ja": (0.4, 250), "de": (0.4, 250),
 }  # fmt: skip
 """The same for questions of the PHP manual in these languages with English passages."""
+DOCUMENTATION: dict[str, tuple[float, int]] = {
+    "zh": (2, 1200), "es": (0.4, 300), "fr": (0.4, 300), "ja": (0.4, 300), "ko": (0.4, 300), "pt": (0.4, 300),
+}  # fmt: skip
+"""The same for paragraphs of Python's documentation in these languages with English passages."""
+STATEMENTS = "statements"
+STATEMENTS_SHARE = 4.0
+STATEMENTS_EACH, STATEMENTS_MORE = 100, {"ara": 700, "cmn": 500}
+"""Sentences of each language of the bitext that become questions for English passages (``data.statements``)."""
+HOSTS = ("squad_train", "tydiqa-en")
 
 
 @dataclass(frozen=True)
@@ -48,7 +56,6 @@ class Lists:
     """Questions with one positive and ``NEGATIVES`` negatives each: pair ``4 i`` is question ``i``'s positive.
     files: of each question. rows: token ids of each pair."""
 
-    states: States
     files: list[str]
     rows: list[list[int]]
 
@@ -89,44 +96,42 @@ def mine(encoder: Path, pairs: Sequence[Pair], *, questions: int, threads: int) 
     return found
 
 
-def gather(
-    encoder: Path,
-    pairs: dict[str, list[Pair]],
-    across: dict[str, list[Pair]],
-    work: Path,
-    *,
-    seed: int,
-    threads: int,
-) -> Lists:
-    """Mine with an exported encoder, draw each question's negatives, and run all pairs through the lower layers."""
-    sources = [(name, pairs[name], limit) for name, (_, limit) in FILES.items()]
-    sources += [(f"php_{language}-en", across[language], limit) for language, (_, limit) in ACROSS.items()]
+def gather(encoder: Path, sources: dict[str, tuple[list[Pair], int]], *, seed: int, threads: int) -> Lists:
+    """Mine with an exported encoder and draw each question's negatives. sources: pairs of each file, and of how many of
+    them the questions are kept."""
     rng = random.Random(seed)
     files: list[str] = []
     rows: list[list[int]] = []
-    for name, items, limit in sources:
+    for name, (items, limit) in sources.items():
         mined = mine(encoder, items[: max(limit, POOL)], questions=limit, threads=threads)
         print(f"mined {name}: {len(mined)} questions", flush=True)
         for item, negatives in mined:
             files.append(name)
             for passage in [item, *rng.sample(negatives, NEGATIVES)]:
                 rows.append(pair_ids(item.query, passage.passage, QUERY_TOKENS, PASSAGE_TOKENS))
-    return Lists(keep_states(encoder, rows, FROZEN, work, final=False, threads=threads), files, rows)
+    return Lists(files, rows)
+
+
+def shares() -> dict[str, float]:
+    """Of each file in the draw of questions."""
+    found = {name: share for name, (share, _) in FILES.items()}
+    found |= {f"php_{language}-en": share for language, (share, _) in ACROSS.items()}
+    found |= {f"documentation_{language}-en": share for language, (share, _) in DOCUMENTATION.items()}
+    return found | {STATEMENTS: STATEMENTS_SHARE}
 
 
 def train_reranker(
-    model: CrossEncoder, lists: Lists, *, steps: int, checkpoint: Path, resume: bool, seed: int = 0
+    model: CrossEncoder, lists: Lists, *, steps: int, checkpoint: Path, resume: bool, half: bool, seed: int = 0
 ) -> bool:
-    """Listwise softmax over the pairs of ``QUESTIONS`` questions a step; False when a signal stopped it."""
+    """Listwise softmax over the pairs of ``QUESTIONS`` questions a step; False when a signal stopped it.
+    half: the layers compute in bfloat16 (weights stay float32)."""
     for layer in list(model.trunk.layers)[:FROZEN]:
         layer.requires_grad_(False)
     by_file: dict[str, list[int]] = {}
     for question, name in enumerate(lists.files):
         by_file.setdefault(name, []).append(question)
-    shares = {name: share for name, (share, _) in FILES.items()}
-    shares |= {f"php_{language}-en": share for language, (share, _) in ACROSS.items()}
-    names = sorted(by_file)
-    weights = [shares[name] for name in names]
+    names, share = sorted(by_file), shares()
+    weights = [share[name] for name in names]
     group = 1 + NEGATIVES
 
     def step(i: int) -> tuple[Tensor, dict[str, float]]:
@@ -136,9 +141,9 @@ def train_reranker(
         logits = torch.zeros(len(pairs))
         for members in data.bucketed([len(lists.rows[p]) for p in pairs], BATCH_TOKENS):
             ids, mask = data.pad([lists.rows[pairs[j]] for j in members])
-            lower = [torch.from_numpy(lists.states.lower_of(pairs[j]).astype(np.float32)) for j in members]
-            states = model.trunk.above(nn.utils.rnn.pad_sequence(lower, batch_first=True), mask, FROZEN)
-            logits = logits.index_put((torch.tensor(members),), model.logits(states, ids))
+            with torch.autocast("cpu", torch.bfloat16, enabled=half):
+                states = model.trunk(ids, mask)
+            logits = logits.index_put((torch.tensor(members),), model.logits(states.float(), ids))
         loss = losses.listwise(logits, group)
         hit = (logits.view(-1, group).argmax(-1) == 0).float().mean()
         return loss, {"loss": loss.item(), "hit": hit.item()}

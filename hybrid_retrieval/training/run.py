@@ -3,6 +3,9 @@ negatives that the encoder mined. Both write model files."""
 
 from __future__ import annotations
 
+import dataclasses
+import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +16,7 @@ from torch import nn
 
 from hybrid_retrieval.training import data, projection_recipe, reranker_recipe, upper_recipe
 from hybrid_retrieval.training.base_weights import BaseModel, read_base, tokenizer_json
+from hybrid_retrieval.training.data import Pair
 from hybrid_retrieval.training.export import write_encoder, write_reranker
 from hybrid_retrieval.training.modules import CrossEncoder, Trunk
 
@@ -39,6 +43,7 @@ def run(
     base: Path,
     pairs: Path,
     sentences: Path,
+    documentation: Path,
     work: Path,
     out: Path,
     dimensions: int,
@@ -46,6 +51,7 @@ def run(
     upper_steps: int,
     reranker_steps: int,
     fusion_weight: float,
+    half: bool,
     only: str | None,
     seed: int,
     threads: int,
@@ -64,11 +70,13 @@ def run(
             tokenizer,
             pairs=pairs,
             sentences=sentences,
+            documentation=documentation,
             work=work,
             out=out,
             dimensions=dimensions,
             projection_steps=projection_steps,
             upper_steps=upper_steps,
+            half=half,
             seed=seed,
             threads=threads,
             resume=resume,
@@ -81,10 +89,13 @@ def run(
         source,
         tokenizer,
         pairs=pairs,
+        sentences=sentences,
+        documentation=documentation,
         work=work,
         out=out,
         steps=reranker_steps,
         weight=fusion_weight,
+        half=half,
         seed=seed,
         threads=threads,
         resume=resume,
@@ -97,11 +108,13 @@ def _encoder(
     *,
     pairs: Path,
     sentences: Path,
+    documentation: Path,
     work: Path,
     out: Path,
     dimensions: int,
     projection_steps: int,
     upper_steps: int,
+    half: bool,
     seed: int,
     threads: int,
     resume: bool,
@@ -118,28 +131,61 @@ def _encoder(
         )
         torch.save(encoder.projection.weight.detach(), path)
     write_encoder(base, arrays(encoder), work / "untrained", ENCODER)
-    material = upper_recipe.gather(
-        work / "untrained",
-        data.load_pairs(pairs, tokenizer, limit=4000, seed=seed, names=upper_recipe.FILES),
-        data.load_across(
-            pairs, tokenizer, per_language={k: limit for k, (_, limit) in upper_recipe.ACROSS.items()}, seed=seed
-        ),
-        data.load_bitext(
-            sentences,
-            tokenizer,
-            per_language=upper_recipe.OTHER_LANGUAGES,
-            more=upper_recipe.PER_LANGUAGE,
-            seed=seed + 1,
-        ),
-        work,
-        threads=threads,
+    recipe = upper_recipe
+    drawn = data.load_pairs(pairs, tokenizer, limit=4000, seed=seed, names=recipe.FILES)
+    sources = {name: drawn[name][:limit] for name, (_, limit) in recipe.FILES.items()}
+    sources |= _across(tokenizer, recipe.ACROSS, pairs=pairs, seed=seed)
+    sources |= _documentation(tokenizer, recipe.DOCUMENTATION, documentation, tokens=recipe.PASSAGE_TOKENS, seed=seed)
+    bitext = data.load_bitext(
+        sentences, tokenizer, per_language=recipe.OTHER_LANGUAGES, more=recipe.PER_LANGUAGE, seed=seed + 1
     )
-    done = upper_recipe.train_upper(
-        encoder, material, steps=upper_steps, checkpoint=work / "upper.ckpt", resume=resume, seed=seed
+    sources |= recipe.stated(bitext, [pair.passage for name in recipe.HOSTS for pair in drawn[name]], seed=seed)
+    material = recipe.gather(work / "untrained", sources, bitext, work, threads=threads)
+    done = recipe.train_upper(
+        encoder, material, steps=upper_steps, checkpoint=work / "upper.ckpt", resume=resume, half=half, seed=seed
     )
     if done:
         write_encoder(base, arrays(upper_recipe.rotated(encoder, seed)), out, ENCODER)
     return done
+
+
+def _across(
+    tokenizer: Tokenizer, shares: Mapping[str, tuple[float, int]], *, pairs: Path, seed: int
+) -> dict[str, list[Pair]]:
+    """The PHP manual's pairs with English passages, by file. shares: of each language, its share and its pairs."""
+    limits = {language: limit for language, (_, limit) in shares.items()}
+    found = data.load_across(pairs, tokenizer, per_language=limits, seed=seed)
+    return {f"php_{language}-en": rows for language, rows in found.items()}
+
+
+def _documentation(
+    tokenizer: Tokenizer, shares: Mapping[str, tuple[float, int]], folder: Path, *, tokens: int, seed: int
+) -> dict[str, list[Pair]]:
+    """The same of Python's documentation, passages of at most ``tokens`` tokens where more than one paragraph."""
+    return {
+        f"documentation_{language}-en": data.load_documentation(
+            folder, tokenizer, language, limit=limit, tokens=tokens, seed=seed
+        )
+        for language, (_, limit) in shares.items()
+    }
+
+
+def _reranker_sources(
+    tokenizer: Tokenizer, *, pairs: Path, sentences: Path, documentation: Path, seed: int
+) -> dict[str, tuple[list[Pair], int]]:
+    """What ``reranker_recipe.gather`` mines in."""
+    recipe = reranker_recipe
+    drawn = data.load_pairs(pairs, tokenizer, limit=4000, seed=seed, names=recipe.FILES)
+    bitext = data.load_bitext(
+        sentences, tokenizer, per_language=recipe.STATEMENTS_EACH, more=recipe.STATEMENTS_MORE, seed=seed + 2
+    )
+    hosts = [pair.passage for name in recipe.HOSTS for pair in drawn[name]]
+    sources = {name: (drawn[name], limit) for name, (_, limit) in recipe.FILES.items()}
+    more = _across(tokenizer, recipe.ACROSS, pairs=pairs, seed=seed)
+    more |= _documentation(tokenizer, recipe.DOCUMENTATION, documentation, tokens=recipe.PASSAGE_TOKENS, seed=seed)
+    sources |= {name: (found, len(found)) for name, found in more.items()}
+    stated = data.statements(bitext, hosts, seed=seed)
+    return sources | {recipe.STATEMENTS: (stated, len(stated))}
 
 
 def _reranker(
@@ -147,28 +193,28 @@ def _reranker(
     tokenizer: Tokenizer,
     *,
     pairs: Path,
+    sentences: Path,
+    documentation: Path,
     work: Path,
     out: Path,
     steps: int,
     weight: float,
+    half: bool,
     seed: int,
     threads: int,
     resume: bool,
 ) -> bool:
-    """Mine negatives with the encoder in ``out``, train the cross-encoder on its lower layers' states, export."""
-    lists = reranker_recipe.gather(
-        out,
-        data.load_pairs(pairs, tokenizer, limit=4000, seed=seed, names=reranker_recipe.FILES),
-        data.load_across(
-            pairs, tokenizer, per_language={k: limit for k, (_, limit) in reranker_recipe.ACROSS.items()}, seed=seed
-        ),
-        work / "reranker-states",
-        seed=seed,
-        threads=threads,
-    )
+    """Mine negatives with the encoder in ``out``, train the cross-encoder, export."""
+    path = work / "reranker-lists.json"
+    if resume and path.exists():
+        lists = reranker_recipe.Lists(**json.loads(path.read_text(encoding="utf-8")))
+    else:
+        sources = _reranker_sources(tokenizer, pairs=pairs, sentences=sentences, documentation=documentation, seed=seed)
+        lists = reranker_recipe.gather(out, sources, seed=seed, threads=threads)
+        path.write_text(json.dumps(dataclasses.asdict(lists)), encoding="utf-8")
     model = CrossEncoder(Trunk(base))
     done = reranker_recipe.train_reranker(
-        model, lists, steps=steps, checkpoint=work / "reranker.ckpt", resume=resume, seed=seed
+        model, lists, steps=steps, checkpoint=work / "reranker.ckpt", resume=resume, half=half, seed=seed
     )
     if done:
         note = (

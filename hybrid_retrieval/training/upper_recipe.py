@@ -1,4 +1,4 @@
-"""Recipe of the shipped encoder: the base's nine lower layers stay; its three upper layers and the projection learn.
+"""Recipe of the shipped encoder: the base's four lower layers stay; its eight upper layers and the projection learn.
 
 A step sees 30 pairs of one file, in groups of six whose passages are each other's neighbours, and 32 sentences of
 28 languages beside their English translations. See ``train_upper`` for the loss.
@@ -25,26 +25,46 @@ from hybrid_retrieval.training.loop import train
 from hybrid_retrieval.training.modules import Encoder, Trunk
 from hybrid_retrieval.training.states import States, keep_states
 
-FROZEN = 9
+FROZEN = 4
 SCALE = 30.0
 QUERY_TOKENS, PASSAGE_TOKENS = 48, 160
 PAIRS, GROUP, NEIGHBOURS, SENTENCES = 30, 6, 25, 32
 BATCH_TOKENS = 2048
 FILES: dict[str, tuple[float, int]] = {
-    "squad_train": (6, 3000), "tydiqa-en": (2.5, 1500), "tydiqa-ko": (2.5, 1400), "tydiqa-sw": (1, 700),
-    "jaquad": (2, 1200), "iapp-thai": (0.7, 400), "tquad": (1, 600), "vi-qa": (0.7, 400), "scifact": (1, 500),
-    "fever-sent": (2, 1500), "medquad": (0.6, 400), "php_purpose": (1.5, 1500), "mdn_xling": (1.5, 1000),
+    "squad_train": (6, 3300), "tydiqa-en": (2.5, 1500), "tydiqa-ko": (2.5, 1400), "tydiqa-sw": (1, 700),
+    "jaquad": (2, 1200), "iapp-thai": (0.7, 400), "scifact": (2, 750), "fever-sent": (2, 1500), "medquad": (0.6, 400),
+    "php_purpose": (1.5, 1000), "mdn_xling": (1.5, 1000),
     "heading_mdn-en": (0.6, 400), "heading_windows-driver-docs": (0.6, 400),
 }  # fmt: skip
 """Share of each file in the draw of steps, and how many of its pairs are kept."""
 ACROSS: dict[str, tuple[float, int]] = {
-    "zh": (2, 900), "es": (0.7, 350), "fr": (0.7, 350), "ru": (0.7, 350), "ja": (0.7, 350), "de": (0.7, 350),
+    "zh": (1.5, 900), "es": (0.4, 300), "fr": (0.4, 300), "ru": (0.4, 300), "ja": (0.4, 300), "de": (0.4, 300),
 }  # fmt: skip
 """The same for questions of the PHP manual in these languages with English passages."""
+DOCUMENTATION: dict[str, tuple[float, int]] = {
+    "zh": (1.5, 900), "es": (0.3, 300), "fr": (0.3, 300), "ja": (0.3, 300), "ko": (0.3, 300), "pt": (0.3, 300),
+}  # fmt: skip
+"""The same for paragraphs of Python's documentation in these languages with English passages."""
+STATED: dict[str, tuple[float, int]] = {"ara": (2.5, 900), "cmn": (1.5, 700)}
+STATED_OTHERS: tuple[float, int] = (2.5, 1300)
+"""The same for sentences of the bitext with English passages that state them (``data.statements``): Arabic and
+Chinese, and the other languages together."""
+HOSTS = ("squad_train", "tydiqa-en")
 PER_LANGUAGE = {"ara": 900, "cmn": 900}
 OTHER_LANGUAGES = 150
 SENTENCE_SHARE = {"ara": 4, "cmn": 4}
-NO_TEACHER = {"mdn_xling", *(f"php_{language}-en" for language in ACROSS)}
+
+
+def shares() -> dict[str, float]:
+    """Of each file in the draw of steps."""
+    found = {name: share for name, (share, _) in FILES.items()}
+    found |= {f"php_{language}-en": share for language, (share, _) in ACROSS.items()}
+    found |= {f"documentation_{language}-en": share for language, (share, _) in DOCUMENTATION.items()}
+    found |= {f"stated_{language}": share for language, (share, _) in STATED.items()}
+    return found | {"stated": STATED_OTHERS[0]}
+
+
+NO_TEACHER = {"mdn_xling", *(set(shares()) - set(FILES))}
 """Files across languages: the base is no teacher for them."""
 
 
@@ -70,18 +90,28 @@ class Material:
         return len(self.files) + self.passages + 4 * number + side
 
 
+def stated(
+    bitext: Sequence[tuple[str, list[int], list[int]]], hosts: Sequence[Sequence[int]], *, seed: int
+) -> dict[str, list[Pair]]:
+    """The pairs of ``STATED`` and ``STATED_OTHERS``, by file."""
+    found = {}
+    for language, (_, limit) in STATED.items():
+        own = [row for row in bitext if row[0] == language]
+        found[f"stated_{language}"] = data.statements(own, hosts, seed=seed)[:limit]
+    others = [row for row in bitext if row[0] not in STATED]
+    return found | {"stated": data.statements(others, hosts, seed=seed)[: STATED_OTHERS[1]]}
+
+
 def gather(
     encoder: Path,
     pairs: dict[str, list[Pair]],
-    across: dict[str, list[Pair]],
     bitext: list[tuple[str, list[int], list[int]]],
     work: Path,
     *,
     threads: int,
 ) -> Material:
-    """Number the texts and run them through the base as exported to ``encoder``."""
-    named = [(name, pair) for name, (_, limit) in FILES.items() for pair in pairs[name][:limit]]
-    named += [(f"php_{language}-en", pair) for language in ACROSS for pair in across[language]]
+    """Number the texts and run them through the base as exported to ``encoder``. pairs: of each file of ``shares``."""
+    named = [(name, pair) for name, found in pairs.items() for pair in found]
     queries = [data.wrap(data.QUERY_PREFIX, pair.query, QUERY_TOKENS) for _, pair in named]
     distinct: dict[tuple[int, ...], int] = {}
     passage_of = [
@@ -109,16 +139,18 @@ def gather(
 class Upper(nn.Module):
     """The encoder's trunk above ``FROZEN`` and its projection; lower states float32 [B, L, H] to final ones."""
 
-    def __init__(self, encoder: Encoder) -> None:
+    def __init__(self, encoder: Encoder, half: bool) -> None:
         super().__init__()
         self.trunk = nn.ModuleList(list(encoder.trunk.layers)[FROZEN:])
         self.projection = encoder.projection
+        self._half = half
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
         bias = None if bool(mask.all()) else mask[:, None, None, :]
-        for layer in self.trunk:
-            x = layer(x, bias)
-        return x
+        with torch.autocast("cpu", torch.bfloat16, enabled=self._half):
+            for layer in self.trunk:
+                x = layer(x, bias)
+        return x.float()
 
     def final(self, states: States, texts: Sequence[int]) -> tuple[Tensor, NDArray[np.int64], NDArray[np.int64]]:
         """Final states of all texts' tokens one below the other, [T, H]; where each text starts, and its length."""
@@ -152,10 +184,8 @@ class Draws:
         self._by_file: dict[str, list[int]] = {}
         for pair, name in enumerate(material.files):
             self._by_file.setdefault(name, []).append(pair)
-        self._names = sorted(self._by_file)
-        shares = {name: share for name, (share, _) in FILES.items()}
-        shares |= {f"php_{language}-en": share for language, (share, _) in ACROSS.items()}
-        self._weights = [shares[name] for name in self._names]
+        self._names, share = sorted(self._by_file), shares()
+        self._weights = [share[name] for name in self._names]
         self._near = {name: self._neighbours(self._by_file[name]) for name in self._names}
         self._by_language: dict[str, list[int]] = {}
         for number, language in enumerate(material.languages):
@@ -197,15 +227,18 @@ class Draws:
         return name, chosen, sorted({rng.choice(self._by_language[language]) for language in languages})
 
 
-def train_upper(encoder: Encoder, material: Material, *, steps: int, checkpoint: Path, resume: bool, seed: int) -> bool:
+def train_upper(
+    encoder: Encoder, material: Material, *, steps: int, checkpoint: Path, resume: bool, half: bool, seed: int
+) -> bool:
     """Train the encoder's upper layers and projection in place; False when a signal stopped it.
+    half: the layers compute in bfloat16 (weights stay float32).
 
     The loss: contrastive cross-entropy over the pairs (1) and KL of their scores to the base's 384-dimension MaxSim
     (.5); for a sentence as a query, over the pairs' passages and the sentences' translations, cross-entropy (.5) and
     KL to what the base gives its translation as the query (.5); the other way round, cross-entropy (.25); and the
     cosine distance of every final state from the base's (2), which keeps languages without training data in place.
     """
-    upper, draws, states = Upper(encoder), Draws(material, seed), material.states
+    upper, draws, states = Upper(encoder, half), Draws(material, seed), material.states
 
     def step(i: int) -> tuple[Tensor, dict[str, float]]:
         name, pairs, sentences = draws.step(i)
@@ -244,7 +277,7 @@ def train_upper(encoder: Encoder, material: Material, *, steps: int, checkpoint:
         figures = {"pairs": own, "kl": kl, "sentences": to_english, "sentences_kl": across_kl, "kept": kept}
         return loss, {key: value.item() for key, value in figures.items()}
 
-    return train(upper, step, steps=steps, rate=1e-4, head_rate=3e-4, checkpoint=checkpoint, resume=resume)
+    return train(upper, step, steps=steps, rate=6e-5, head_rate=3e-4, checkpoint=checkpoint, resume=resume)
 
 
 def rotated(encoder: Encoder, seed: int) -> Encoder:
