@@ -190,7 +190,9 @@ def test_dense_is_exact_on_its_levels(variant: str, seed: int, m: int, k: int, n
     scale, bias = random.random(n).astype(np.float32), random.standard_normal(n).astype(np.float32)
     found = dispatch.module().dense(variant, x, weight, scale, bias)
     expected = quantised_product(x, weight, scale, bias)
-    np.testing.assert_allclose(found, expected, rtol=2e-6, atol=2e-6 * np.abs(expected).max(initial=1))
+    # The sums and what the least levels take away can be much larger than their difference.
+    largest = np.abs(x).max(initial=1) * np.abs(weight.astype(np.int64)).sum(axis=0).max() * scale.max()
+    np.testing.assert_allclose(found, expected, rtol=2e-6, atol=2e-7 * largest)
 
 
 @every_variant

@@ -173,7 +173,7 @@ def test_an_int8_export_runs_on_the_native_kernels_and_on_onnxruntime(tmp_path: 
     for backend in backends:
         reranker = Reranker.load(str(tmp_path / "out"), backend=backend, cached_pairs=0)
         found = reranker.score(PAIRS)
-        allowed = {"onnx": 0.1, "native": 0.05}[backend]  # onnxruntime has one scale for a whole batch
+        allowed = {"onnx": 0.1, "native": 0.06}[backend]  # onnxruntime has one scale for a whole batch
         assert np.abs(found - expected).mean() < allowed * np.abs(expected).max()
         if backend == "native":
             np.testing.assert_array_equal([reranker.score([pair])[0] for pair in PAIRS], found)

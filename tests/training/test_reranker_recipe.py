@@ -26,7 +26,6 @@ from hybrid_retrieval.training.data import END, Pair  # noqa: E402
 from hybrid_retrieval.training.export import write_encoder, write_reranker  # noqa: E402
 from hybrid_retrieval.training.modules import CrossEncoder, Encoder, Trunk  # noqa: E402
 from hybrid_retrieval.training.run import ENCODER, RERANKER, arrays  # noqa: E402
-from hybrid_retrieval.training.states import States  # noqa: E402
 
 LAYERS, HIDDEN, INNER, VOCABULARY = 3, 64, 96, 50
 GROUP = 1 + recipe.NEGATIVES
@@ -73,8 +72,9 @@ def test_negatives_are_other_passages_near_the_question() -> None:
         assert len(set(keys)) == len(keys) == recipe.DEPTH and item.passage_key not in keys
 
 
+@pytest.mark.parametrize("half", [False, True])
 def test_only_the_upper_layers_and_the_head_learn(
-    base: BaseModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    half: bool, base: BaseModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(recipe, "FROZEN", 2)
     random = np.random.default_rng(1)
@@ -82,22 +82,21 @@ def test_only_the_upper_layers_and_the_head_learn(
         recipe.pair_ids(random.integers(4, 50, 3).tolist(), random.integers(4, 50, 9).tolist(), 5, 9)
         for _ in range(6 * GROUP)
     ]
-    offsets = np.cumsum([0, *map(len, rows)]).astype(np.int64)
-    states = random.standard_normal((int(offsets[-1]), HIDDEN)).astype(np.float16)
-    lists = recipe.Lists(States(states, states[:0], offsets), ["squad_train"] * 4 + ["medquad"] * 2, rows)
+    lists = recipe.Lists(["squad_train"] * 4 + ["medquad"] * 2, rows)
     torch.manual_seed(0)
     model = CrossEncoder(Trunk(base))
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    assert recipe.train_reranker(model, lists, steps=3, checkpoint=tmp_path / "ckpt", resume=False)
+    assert recipe.train_reranker(model, lists, steps=3, checkpoint=tmp_path / "ckpt", resume=False, half=half)
     changed = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
-    assert changed and all(name.startswith(("trunk.layers.2.", "dense.", "out.", "scale")) for name in changed)
-    assert {"scale", "trunk.layers.2.fo.weight", "out.weight"} <= changed
+    assert changed and all(name.startswith(("trunk.layers.2.", "dense.", "out.", "gate.", "scale")) for name in changed)
+    assert {"scale", "trunk.layers.2.fo.weight", "out.weight", "gate.weight"} <= changed
 
 
 def test_layers_that_both_models_have_in_common_are_stored_once(base: BaseModel, tmp_path: Path) -> None:
     torch.manual_seed(0)
     encoder, model = Encoder(Trunk(base), 32), CrossEncoder(Trunk(base))
     torch.nn.init.normal_(model.out.weight)
+    torch.nn.init.normal_(model.gate.weight)
     with torch.no_grad():
         model.trunk.layers[2].fi.weight += 0.1
         encoder.trunk.layers[2].fi.weight -= 0.1

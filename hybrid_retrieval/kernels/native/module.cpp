@@ -11,8 +11,15 @@
 #include <string>
 #include <vector>
 
+#include "aligned.h"
 #include "tables.h"
 #include "variants.h"
+
+#if defined(HR_AMX)
+#include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -50,11 +57,29 @@ bool has_avx512vnni() {
            __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
            __builtin_cpu_supports("avx512vnni");
 }
+
+#if defined(HR_AMX)
+// The instructions, bfloat16 vectors, and the kernel's leave to use the tiles' registers, which holds for the process.
+bool has_amx() {
+    unsigned a, b, c, d;
+    if (!has_avx512vnni() || !__get_cpuid_count(7, 0, &a, &b, &c, &d)) return false;
+    constexpr unsigned amx_bf16 = 1u << 22, amx_tile = 1u << 24, amx_int8 = 1u << 25;
+    constexpr unsigned needed = amx_bf16 | amx_tile | amx_int8;
+    if ((d & needed) != needed) return false;
+    if (!__get_cpuid_count(7, 1, &a, &b, &c, &d) || !(a & 1u << 5)) return false;
+    constexpr long request_permission = 0x1023, tile_data = 18;  // of <asm/prctl.h>
+    static const bool granted = syscall(SYS_arch_prctl, request_permission, tile_data) == 0;
+    return granted;
+}
+#endif
 #endif
 
 // Best first.
 const Variant kVariants[] = {
 #if defined(HR_X86)
+#if defined(HR_AMX)
+    {"amx", has_amx, hr::amx::table, hr::avx512vnni::maxsim_table, hr::avx512vnni::lookup_table},
+#endif
     {"avx512vnni", has_avx512vnni, hr::avx512vnni::table, hr::avx512vnni::maxsim_table, hr::avx512vnni::lookup_table},
     {"avx2", has_avx2, hr::avx2::table, hr::avx2::maxsim_table, hr::avx2::lookup_table},
 #endif
@@ -110,7 +135,7 @@ class Dense {
     hr::Dense view;
 
   private:
-    std::vector<int8_t> packed_;
+    hr::Aligned<int8_t> packed_;
     std::vector<float> scale_, sums_, bias_;
 };
 

@@ -1,7 +1,7 @@
 // BERT layers over unpadded sequences: int8 weights, activations on 256 levels between a token's least and largest, exact
 // 32-bit sums.
 //
-// AVX-512 VNNI multiplies and sums four 8-bit pairs at once (vpdpbusd). Without an 8-bit dot instruction, 16-bit products
+// AMX multiplies tiles of such numbers (amx.h). AVX-512 VNNI multiplies and sums four 8-bit pairs at once (vpdpbusd). Without an 8-bit dot instruction, 16-bit products
 // (pmaddwd) are as fast as 8-bit ones, which would need a second multiplication to widen. Sums of whole numbers do not
 // depend on order: every variant gives the same integers, and a row never depends on the rows beside it.
 #include <algorithm>
@@ -9,6 +9,8 @@
 #include <cstring>
 #include <vector>
 
+#include "aligned.h"
+#include "amx.h"
 #include "simd.h"
 #include "variants.h"
 
@@ -86,8 +88,18 @@ void gelu(const float* x, int64_t count, float* out) {
     }
 }
 
+// Where code j of row i of k stands, and how many stand side by side from j on.
+#if defined(__AMX_INT8__)
+inline bool tiled(int64_t k) { return k % kTileInputs == 0; }  // other rows stand one below the other
+inline int64_t place(int64_t i, int64_t j, int64_t k) { return tiled(k) ? tiled_place(i, j, k) : i * k + j; }
+inline int64_t adjacent(int64_t j, int64_t k) { return tiled(k) ? kTileInputs : k - j; }
+#else
+inline int64_t place(int64_t i, int64_t j, int64_t k) { return i * k + j; }
+inline int64_t adjacent(int64_t j, int64_t k) { return k - j; }
+#endif
+
 struct Scratch {
-    std::vector<Code> codes;
+    Aligned<Code> codes;
     std::vector<float> step, least;
     std::vector<float> activated, scaled;
 };
@@ -95,7 +107,11 @@ struct Scratch {
 // x [m, k], or gelu(x), in whole numbers: a row is about least + step * codes.
 template <bool activate>
 void quantise_rows(const float* x, int64_t m, int64_t k, Scratch& to) {
+#if defined(__AMX_INT8__)
+    to.codes.resize((m + kTileRows - 1) / kTileRows * kTileRows * k);
+#else
     to.codes.resize(m * k);
+#endif
     to.step.resize(m);
     to.least.resize(m);
     to.scaled.resize(k);
@@ -119,18 +135,21 @@ void quantise_rows(const float* x, int64_t m, int64_t k, Scratch& to) {
         to.step[i] = (usable ? range / kLevels : 0.0f) + none;
         to.least[i] = least;
         const float factor = usable ? kLevels / range : 0.0f;
-        Code* codes = to.codes.data() + i * k;
         if (!usable) {
-            std::fill(codes, codes + k, Code{0});
+            for (int64_t j = 0; j < k; ++j) to.codes[place(i, j, k)] = 0;
             continue;
         }
         // Adding and taking away 1.5 * 2^23 rounds to the nearest even whole number. Two loops, so that no processor
         // fuses the product with the sum: all variants round alike.
 #pragma omp simd
         for (int64_t j = 0; j < k; ++j) scaled[j] = (row[j] - least) * factor;
+        for (int64_t first = 0, count; first < k; first += count) {
+            count = adjacent(first, k);
+            Code* codes = to.codes.data() + place(i, first, k);
 #pragma omp simd
-        for (int64_t j = 0; j < k; ++j)
-            codes[j] = static_cast<Code>(static_cast<int32_t>((scaled[j] + 12582912.0f) - 12582912.0f));
+            for (int64_t j = 0; j < count; ++j)
+                codes[j] = static_cast<Code>(static_cast<int32_t>((scaled[first + j] + 12582912.0f) - 12582912.0f));
+        }
     }
 }
 
@@ -223,6 +242,20 @@ inline void multiply(const Code* a, int64_t stride, int64_t k, const Weight* pan
 #endif
 }
 
+// What whole-number sums [rows][kPanel] of rows from i on with one panel mean, written to out.
+inline void finish(const Scratch& x, int64_t i, int64_t rows, const Dense& layer, int64_t p, const int32_t* sums,
+                   float* out) {
+    const int64_t first = p * kPanel, width = std::min(kPanel, layer.n - first);
+    for (int64_t r = 0; r < rows; ++r) {
+        float* to = out + (i + r) * layer.n + first;
+        const float step = x.step[i + r], least = x.least[i + r];
+#pragma omp simd
+        for (int64_t j = 0; j < width; ++j)
+            to[j] = static_cast<float>(sums[r * kPanel + j]) * (step * layer.scale[first + j]) +
+                    (least * layer.sums[first + j] + layer.bias[first + j]);
+    }
+}
+
 // Rows i to i + rows of one panel, inputs from `from` on: added to what `partial` [rows][kPanel] holds, and written to out
 // with the last inputs.
 template <int rows>
@@ -237,23 +270,44 @@ inline void tile(const Scratch& x, int64_t i, const Dense& layer, int64_t p, int
         std::memcpy(partial, sums, sizeof sums);
         return;
     }
-    const int64_t first = p * kPanel, width = std::min(kPanel, layer.n - first);
-    for (int r = 0; r < rows; ++r) {
-        float* to = out + (i + r) * layer.n + first;
-        const float step = x.step[i + r], least = x.least[i + r];
-#pragma omp simd
-        for (int64_t j = 0; j < width; ++j)
-            to[j] = static_cast<float>(sums[r * kPanel + j]) * (step * layer.scale[first + j]) +
-                    (least * layer.sums[first + j] + layer.bias[first + j]);
+    finish(x, i, rows, layer, p, sums, out);
+}
+
+#if defined(__AMX_INT8__)
+// Rows from `first` to `last` of one panel. sums: room for [kBlock][kPanel].
+void multiply_tiles(const Scratch& x, int64_t first, int64_t last, const Dense& layer, int64_t p, int32_t* sums,
+                    float* out) {
+    const int64_t next = kTileRows * layer.k;
+    for (int64_t from = 0; from < layer.k; from += kInputs) {
+        const int64_t count = std::min(kInputs, layer.k - from);
+        const Weight* panel = static_cast<const Weight*>(layer.packed) + (p * layer.k + from) * kPanel;
+        for (int64_t i = first; i < last; i += 2 * kTileRows) {
+            const Code* codes = x.codes.data() + tiled_place(i, from, layer.k);
+            int32_t* here = sums + (i - first) * kPanel;
+            if (last - i > kTileRows)
+                tile_products<true>(codes, next, count, panel, here, from > 0);
+            else
+                tile_products<false>(codes, next, count, panel, here, from > 0);
+            if (from + count == layer.k) finish(x, i, std::min(2 * kTileRows, last - i), layer, p, here, out);
+        }
     }
 }
+#endif
 
 // x, or gelu(x), times the layer's weights.
 template <bool activate = false>
 void multiply_all(const float* x, int64_t m, const Dense& layer, float* out, Scratch& scratch) {
     quantise_rows<activate>(x, m, layer.k, scratch);
     const int64_t panels = (layer.n + kPanel - 1) / kPanel;
-    int32_t partial[kBlock * kPanel];
+    alignas(64) int32_t partial[kBlock * kPanel];
+#if defined(__AMX_INT8__)
+    if (tiled(layer.k)) {
+        for (int64_t first = 0; first < m; first += kBlock)
+            for (int64_t p = 0; p < panels; ++p)
+                multiply_tiles(scratch, first, std::min(m, first + kBlock), layer, p, partial, out);
+        return;
+    }
+#endif
     for (int64_t first = 0; first < m; first += kBlock) {
         const int64_t last = std::min(m, first + kBlock);
         for (int64_t p = 0; p < panels; ++p)
@@ -272,6 +326,9 @@ void multiply_all(const float* x, int64_t m, const Dense& layer, float* out, Scr
 
 void dense(const float* x, int64_t m, const Dense& layer, float* out) {
     Scratch scratch;
+#if defined(__AMX_INT8__)
+    const Tiles tiles;
+#endif
     multiply_all(x, m, layer, out, scratch);
 }
 
@@ -431,13 +488,25 @@ void run_group(float* x, const int64_t* offsets, int64_t sequences, const Layer*
     const int64_t h = shape.hidden, width = shape.heads * shape.head_size;
     Scratch scratch;
     std::vector<float> wide, narrow(total * width), sum(total * h), memory;
+#if defined(__AMX_INT8__)
+    TiledAttention attention;
+#endif
     for (int64_t i = 0; i < depth; ++i) {
         const Layer& layer = layers[i];
         wide.resize(total * std::max(3 * width, layer.inner.n));
         multiply_all(x, total, layer.qkv, wide.data(), scratch);
-        for (int64_t s = 0; s < sequences; ++s)
-            attend(wide.data() + (offsets[s] - start) * 3 * width, offsets[s + 1] - offsets[s], shape.heads,
-                   shape.head_size, narrow.data() + (offsets[s] - start) * width, memory);
+        for (int64_t s = 0; s < sequences; ++s) {
+            const float* qkv = wide.data() + (offsets[s] - start) * 3 * width;
+            const int64_t length = offsets[s + 1] - offsets[s];
+            float* to = narrow.data() + (offsets[s] - start) * width;
+#if defined(__AMX_INT8__)
+            if (shape.head_size % 32 == 0) {
+                attention.run(qkv, length, shape.heads, shape.head_size, to);
+                continue;
+            }
+#endif
+            attend(qkv, length, shape.heads, shape.head_size, to, memory);
+        }
         multiply_all(narrow.data(), total, layer.attention_out, sum.data(), scratch);
         add_norm(x, sum.data(), total, h, layer.attention_norm, shape.epsilon);
         multiply_all(x, total, layer.inner, wide.data(), scratch);
@@ -448,6 +517,9 @@ void run_group(float* x, const int64_t* offsets, int64_t sequences, const Layer*
 
 void run(float* x, const int64_t* offsets, int64_t sequences, const Layer* layers, int64_t depth,
          const TrunkShape& shape) {
+#if defined(__AMX_INT8__)
+    const Tiles tiles;
+#endif
     for (int64_t first = 0; first < sequences;) {
         int64_t last = first + 1;
         while (last < sequences && offsets[last] - offsets[first] < kGroup) ++last;

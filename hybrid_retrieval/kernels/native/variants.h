@@ -108,6 +108,11 @@ extern const Kernels table;
 extern const MaxSimKernels maxsim_table;
 extern const TableKernels lookup_table;
 }
+#if defined(HR_AMX)
+namespace amx {
+extern const Kernels table;
+}
+#endif
 #endif
 #if defined(HR_ARM64)
 namespace neon {

@@ -1,0 +1,33 @@
+// Vectors that start on a cache line: a tile or vector whose rows straddle two lines loads half as fast.
+#pragma once
+
+#include <cstddef>
+#include <new>
+#include <vector>
+
+namespace hr {
+
+template <typename T>
+struct LineAllocator {
+    typedef T value_type;
+    static constexpr std::align_val_t kLine{64};
+
+    LineAllocator() = default;
+    template <typename U>
+    LineAllocator(const LineAllocator<U>&) {}
+    T* allocate(size_t count) { return static_cast<T*>(::operator new(count * sizeof(T), kLine)); }
+    void deallocate(T* p, size_t) { ::operator delete(p, kLine); }
+    template <typename U>
+    bool operator==(const LineAllocator<U>&) const {
+        return true;
+    }
+    template <typename U>
+    bool operator!=(const LineAllocator<U>&) const {
+        return false;
+    }
+};
+
+template <typename T>
+using Aligned = std::vector<T, LineAllocator<T>>;
+
+}  // namespace hr
