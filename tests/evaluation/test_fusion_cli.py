@@ -7,7 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from hybrid_retrieval import Pipeline
 from hybrid_retrieval.cli import main
+from hybrid_retrieval.config import PipelineConfig
+from hybrid_retrieval.evaluation.fusion_runner import open_both_stages
 from hybrid_retrieval.fusion import FusionFile
 from tests.small_corpus import PASSAGES, QUERIES
 
@@ -82,6 +85,14 @@ def test_a_fit_prints_its_figures_and_writes_a_file_that_queries_use(
     assert [hit["passage_id"] for hit in json.loads(out)["hits"]] == ["vaccine"]
     _, out, _ = run(*asked)
     assert "probability" in out
+
+
+def test_a_fit_scores_every_candidate_whatever_the_configuration_stops_at(small_index: Path) -> None:
+    config = PipelineConfig.from_dict({"search": {"early_stop": True}})
+    assert Pipeline.from_config(config, index=small_index).config.search.early_stop
+    pipeline = open_both_stages(config, small_index)
+    ranking = pipeline.query("how do vaccines work?", k=1, num_candidates=6)
+    assert ranking.rescored == 6
 
 
 def test_the_table_and_the_verdict(fit) -> None:  # type: ignore[no-untyped-def]
