@@ -6,7 +6,9 @@
 Each peer runs in an environment of its own (``benchmarks/peers/make_env.sh``) as ``benchmarks/peers/worker.py``.
 Vectors come from the embedded encoder and are kept in WORK. Reported for each system and k: milliseconds a query at the
 median and the 95th percentile, overlap of the top k with exhaustive MaxSim over the float vectors and over the same
-2-bit index, nDCG@10; and build time, bytes and peak memory. Query encoding is excluded everywhere.
+2-bit index, nDCG@10; and build time, bytes and peak memory. Query encoding is excluded everywhere. ``--dimensions``
+keeps only the first dimensions of each vector (the encoder's are turned at random, so all weigh alike), for peers such
+as maxsim-cpu that end their process at 256.
 """
 
 from __future__ import annotations
@@ -67,6 +69,18 @@ def encoded(name: str, folder: Path, work: Path, queries: int, passages: int, ti
         relevant=json.dumps(relevant),
     )
     return path
+
+
+def narrowed(path: Path, dimensions: int) -> Path:
+    """The same vectors with their first ``dimensions`` dimensions, of unit length again."""
+    narrow = path.with_name(f"{path.stem}-{dimensions}d.npz")
+    if not narrow.exists():
+        arrays = dict(np.load(path))
+        for name in ("data", "queries"):
+            cut = arrays[name][:, :dimensions].astype(np.float32)
+            arrays[name] = (cut / np.linalg.norm(cut, axis=1, keepdims=True)).astype(arrays[name].dtype)
+        np.savez(narrow, **arrays)
+    return narrow
 
 
 def oracle(vectors: Any, k: int) -> list[list[int]]:
@@ -154,6 +168,7 @@ def main() -> None:
     parser.add_argument("--queries", type=int, default=50)
     parser.add_argument("--passages", type=int, default=0, help="only the first so many (0: all)")
     parser.add_argument("--titles", action="store_true", help="titles belong to the text")
+    parser.add_argument("--dimensions", type=int, default=0, help="only the first so many (0: all)")
     parser.add_argument("-k", type=int, nargs="+", default=[10, 100])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1)
@@ -167,6 +182,8 @@ def main() -> None:
     for item in arguments.set:
         name, _, folder = item.partition("=")
         path = encoded(name, Path(folder), arguments.work, arguments.queries, arguments.passages, arguments.titles)
+        if arguments.dimensions:
+            path = narrowed(path, arguments.dimensions)
         systems = [(OURS, sys.executable), (EXACT, sys.executable)]
         systems += [(peer.partition("=")[0], peer.partition("=")[2]) for peer in arguments.peer]
         # One after the other: builds do not compete.

@@ -10,6 +10,7 @@ case $system in
   exact-torch) $pip numpy torch==2.13.0 ;;
   fast-plaid) $pip fast-plaid==1.7.0.2110 ;;
   xtr-warp-rs) $pip xtr-warp-rs==2.1.0.2110 ;;
+  maxsim-cpu) $pip numpy maxsim-cpu==0.1.0 ;;
   flag-embedding) $pip torch==2.13.0 && $pip torch==2.13.0 transformers==4.57.6 FlagEmbedding==1.4.2 ;;
   openvino) $pip openvino nncf tokenizers numpy ;;
   *) echo "make_env.sh: no peer '$system'" >&2; exit 2 ;;

@@ -2,7 +2,7 @@
 
     python worker.py SYSTEM VECTORS.npz FOLDER [THREADS]
 
-SYSTEM: hybrid-retrieval, hybrid-retrieval-exact, colbert-ai, fast-plaid, xtr-warp-rs or exact-torch.
+SYSTEM: hybrid-retrieval, hybrid-retrieval-exact, colbert-ai, fast-plaid, xtr-warp-rs, maxsim-cpu or exact-torch.
 VECTORS: `data` float16 [T, D], `offsets` [N + 1], `queries` float32 [Lq, D] side by side with `query_offsets`. The
 first line on standard output reports the build: {"build_s", "bytes", "version"}. Then each line {"query", "k"} on
 standard input is answered by {"ms", "ids", "rss_mb"}; query encoding is no part of it. Needs nothing of this project
@@ -105,6 +105,20 @@ def xtr_warp(data: np.ndarray, offsets: np.ndarray, folder: Path) -> Search:
     return run
 
 
+def maxsim_cpu(data: np.ndarray, offsets: np.ndarray, folder: Path) -> Search:
+    """Float32 vectors scored one and all; no index."""
+    import maxsim_cpu
+
+    vectors = data.astype(np.float32)
+    passages = [vectors[offsets[i] : offsets[i + 1]] for i in range(len(offsets) - 1)]
+
+    def run(query: np.ndarray, k: int) -> list[int]:
+        scores = np.asarray(maxsim_cpu.maxsim_scores_variable(query.astype(np.float32), passages))
+        return np.argsort(-scores, kind="stable")[:k].tolist()
+
+    return run
+
+
 def exact_torch(data: np.ndarray, offsets: np.ndarray, folder: Path) -> Search:
     """Float32 vectors, passages of one length in one product: a strong baseline without an index."""
     import torch
@@ -132,6 +146,7 @@ SYSTEMS: dict[str, tuple[Callable[..., Search], str]] = {
     "colbert-ai": (colbert_ai, "colbert-ai"),
     "fast-plaid": (fast_plaid, "fast-plaid"),
     "xtr-warp-rs": (xtr_warp, "xtr-warp-rs"),
+    "maxsim-cpu": (maxsim_cpu, "maxsim-cpu"),
     "exact-torch": (exact_torch, "torch"),
 }
 
