@@ -102,6 +102,10 @@ class ModelSettingsError(ModelError):
     exit_code = 2
 
 
+class DeviceMemoryError(HybridRetrievalError):
+    """An index or a search needs more memory than the device has free."""
+
+
 class OptionalDependencyError(HybridRetrievalError, ImportError):
     """A package of an extra is missing."""
 

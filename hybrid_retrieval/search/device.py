@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -16,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from hybrid_retrieval.errors import IndexDamagedError
+from hybrid_retrieval.errors import DeviceMemoryError, IndexDamagedError
 from hybrid_retrieval.kernels import device as kernels
 from hybrid_retrieval.kernels.device import BLOCK_TOKENS, DeviceCodec, spans
 from hybrid_retrieval.storage import Segment, Snapshot
@@ -72,15 +73,17 @@ class DeviceSearcher:
         """rows: of each segment, those that can be found. resident: keep the residuals on the device; None decides by
         its free memory."""
         self._device = torch.device(device)
-        self.codec = DeviceCodec.place(snapshot.codec.centroids, snapshot.codec.weights, self._device)
+        with _memory_told(self._device, "placing the codec"):
+            self.codec = DeviceCodec.place(snapshot.codec.centroids, snapshot.codec.weights, self._device)
         if resident is None:
             large = [array for part in snapshot.segments for array in (part.residuals, part.codes, part.lists)]
             resident = self._device.type == "cpu" or (
                 sum(array.nbytes for array in large) < MEMORY_SHARE * torch.cuda.mem_get_info()[0]
             )
-        self._segments = [
-            self._place(segment, local, resident) for segment, local in zip(snapshot.segments, rows, strict=True)
-        ]
+        with _memory_told(self._device, "placing the index"):
+            self._segments = [
+                self._place(segment, local, resident) for segment, local in zip(snapshot.segments, rows, strict=True)
+            ]
 
     def search(self, queries: Sequence[Float32], *, k: int, width: int, nprobe: int, exact: bool) -> Iterator[Scored]:
         """Float32 queries [Lq, D], one `Scored` each. width: passages that are scored exactly in pruned search."""
@@ -93,7 +96,8 @@ class DeviceSearcher:
             for i, query in enumerate(group):
                 filled[i, : len(query)] = query
             lengths = [len(query) for query in group]
-            yield from self._group(torch.from_numpy(filled).to(self._device), lengths, k, width, nprobe, exact)
+            with _memory_told(self._device, "searching"):
+                yield from self._group(torch.from_numpy(filled).to(self._device), lengths, k, width, nprobe, exact)
 
     def _group(
         self, queries: Tensor, lengths: list[int], k: int, width: int, nprobe: int, exact: bool
@@ -241,6 +245,18 @@ class DeviceSearcher:
 
     def _placed(self, array: NDArray[np.int64] | NDArray[np.int32]) -> Tensor:
         return torch.from_numpy(np.array(array)).to(self._device)
+
+
+@contextmanager
+def _memory_told(device: torch.device, doing: str) -> Iterator[None]:
+    """One clear error in place of torch's where the device's memory is full."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise DeviceMemoryError(
+            f"{device} ran out of memory {doing} ({str(error).splitlines()[0]}): free some, or "
+            "search on the CPU (search.device: cpu)"
+        ) from None
 
 
 def _at_least(scores: Tensor, threshold: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ torch = pytest.importorskip("torch")
 
 from hybrid_retrieval import Index  # noqa: E402
 from hybrid_retrieval.builder import build_from_vectors  # noqa: E402
-from hybrid_retrieval.errors import IndexDamagedError, ModelSettingsError  # noqa: E402
+from hybrid_retrieval.errors import DeviceMemoryError, IndexDamagedError, ModelSettingsError  # noqa: E402
 from hybrid_retrieval.kernels import device as kernels  # noqa: E402
 from hybrid_retrieval.kernels import dispatch  # noqa: E402
 from hybrid_retrieval.kernels.reference import unpack_buckets  # noqa: E402
@@ -154,3 +154,18 @@ def test_a_damaged_index_is_not_placed(snapshot: Snapshot, monkeypatch: pytest.M
     monkeypatch.setattr(snapshot, "segments", [segment])
     with pytest.raises(IndexDamagedError, match="run verify"):
         DeviceSearcher(snapshot, Searcher(snapshot)._all_rows, "cpu")
+
+
+@pytest.mark.parametrize(("method", "doing"), [("place", "placing the codec"), ("approximate", "searching")])
+def test_a_full_device_is_told_in_one_line(
+    snapshot: Snapshot, monkeypatch: pytest.MonkeyPatch, method: str, doing: str
+) -> None:
+    def full(*given: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9.00 GiB.\nmore lines")
+
+    monkeypatch.setattr(kernels.DeviceCodec if method == "place" else kernels, method, full)
+    with pytest.raises(
+        DeviceMemoryError, match=rf"^cpu ran out of memory {doing} \(CUDA .* GiB\.\): free some"
+    ) as caught:
+        placed(snapshot, "cpu").search(queries(1)[0], k=3)
+    assert "\n" not in str(caught.value)
