@@ -63,6 +63,7 @@ class NativeRerankerBackend(RerankerBackend):
         passage = unit[end + len(marks.middle_ids) : len(ids) - len(marks.suffix_ids)]
         if not len(passage):
             return np.float32(-1)
-        weights = 1 / (1 + np.exp(-(states[first:end] @ self._gate[0] + self._gate_bias[0])))
+        gate = states[first:end] @ self._gate[0] + self._gate_bias[0]
+        weights = np.exp(-np.logaddexp(np.float32(0), -gate))  # the sigmoid, without overflow
         mean: np.float32 = (unit[first:end] @ passage.T).max(axis=1) @ weights / weights.sum()
         return mean

@@ -76,11 +76,11 @@ def layer_norm(x: np.ndarray, weight: np.ndarray, bias: np.ndarray) -> np.ndarra
     return centred / np.sqrt(np.square(centred).mean(axis=1, keepdims=True) + 1e-12) * weight + bias
 
 
-def reference_layer(x: np.ndarray, arrays: list[np.ndarray]) -> np.ndarray:
+def reference_layer(x: np.ndarray, arrays: list[np.ndarray], heads: int = HEADS) -> np.ndarray:
     """One BERT layer over one sequence [L, H], post-LayerNorm, exact GELU, with the quantised products."""
     qkv = quantised_product(x, *arrays[0:3])
-    q, k, v = (part.reshape(len(x), HEADS, SIZE).transpose(1, 0, 2) for part in np.split(qkv, 3, axis=1))
-    scores = q @ k.transpose(0, 2, 1) / math.sqrt(SIZE)
+    q, k, v = (part.reshape(len(x), heads, -1).transpose(1, 0, 2) for part in np.split(qkv, 3, axis=1))
+    scores = q @ k.transpose(0, 2, 1) / math.sqrt(q.shape[2])
     shares = np.exp(scores - scores.max(axis=-1, keepdims=True))
     shares /= shares.sum(axis=-1, keepdims=True)
     attended = (shares @ v).transpose(1, 0, 2).reshape(len(x), HEADS * SIZE).astype(np.float32)

@@ -1,4 +1,7 @@
 // Vectors that start on a cache line: a tile or vector whose rows straddle two lines loads half as fast.
+//
+// Their code belongs to the file that uses them. The linker keeps one copy of what several files instantiate, such as
+// std::vector<float>, and it might be the one compiled for instructions that this processor lacks.
 #pragma once
 
 #include <cstddef>
@@ -7,7 +10,11 @@
 
 namespace hr {
 
-template <typename T>
+namespace {
+struct ThisFile {};
+}  // namespace
+
+template <typename T, typename = ThisFile>
 struct LineAllocator {
     typedef T value_type;
     static constexpr std::align_val_t kLine{64};

@@ -38,6 +38,9 @@ public:
     Tiles& operator=(const Tiles&) = delete;
 };
 
+// GCC 12 takes a tile to be loaded without a look at memory: what was stored before must be there.
+inline void stored() { asm volatile("" ::: "memory"); }
+
 // Where code j of row i stands: tiles of 16 rows and 64 inputs one after the other, a tile's rows side by side.
 inline int64_t tiled_place(int64_t i, int64_t j, int64_t k) {
     return i / kTileRows * kTileRows * k + j / kTileInputs * kTileBytes + i % kTileRows * kTileInputs + j % kTileInputs;
@@ -49,6 +52,7 @@ template <bool two>
 inline void tile_products(const uint8_t* codes, int64_t next, int64_t inputs, const int8_t* panel, int32_t* sums,
                           bool more) {
     constexpr int64_t width = 128, lower = 16 * 32;
+    stored();
     if (more) {
         _tile_loadd(0, sums, width);
         _tile_loadd(1, sums + 16, width);
@@ -100,7 +104,7 @@ inline __m512i paired(__m256i first, __m256i second) {
 }
 
 inline __m512 exp_negative(__m512 x) {  // as the scalar one
-    x = _mm512_max_ps(x, _mm512_set1_ps(-87.0f));
+    x = _mm512_max_ps(_mm512_set1_ps(-87.0f), x);  // in this order, what is no number stays none
     const __m512 magic = _mm512_set1_ps(12582912.0f);
     const __m512 n = _mm512_sub_ps(_mm512_fmadd_ps(x, _mm512_set1_ps(1.44269504088896341f), magic), magic);
     const __m512 r = _mm512_fmadd_ps(n, _mm512_set1_ps(2.12194440e-4f),
@@ -113,9 +117,9 @@ inline __m512 exp_negative(__m512 x) {  // as the scalar one
 }
 
 // Attention of one head over tiles; buffers grow to the longest sequence seen.
-class TiledAttention {
+class Attention {
 public:
-    // As `attend`; size: a multiple of 32.
+    // As the other variants' attention; size: a multiple of 32.
     void run(const float* qkv, int64_t length, int64_t heads, int64_t size, float* out) {
         const int64_t width = heads * size, row = 3 * width;
         keys_ = (length + 31) / 32 * 32;
@@ -172,6 +176,7 @@ private:
 
     // scores [16][keys] of the queries from i on.
     void score(int64_t i, int64_t size) {
+        stored();
         for (int64_t j = 0; j < keys_; j += 32) {
             _tile_zero(0);
             _tile_zero(1);
@@ -223,6 +228,7 @@ private:
 
     // out [rows][size at stride]: values by weight.
     void gather(int64_t rows, int64_t size, float* out, int64_t stride) {
+        stored();
         for (int64_t d = 0; d < size; d += 32) {
             _tile_zero(0);
             _tile_zero(1);

@@ -6,8 +6,8 @@
 // additions at 2 bits. The values have 16 bits; sums of 8 are widened before the next 8, so every sum is exact.
 #include <algorithm>
 #include <limits>
-#include <vector>
 
+#include "aligned.h"
 #include "norms.h"
 #include "simd.h"
 #include "tables.h"
@@ -240,7 +240,7 @@ class Pass {
     const int64_t stride_, tokens_, words_;
     const uint16_t* tables_;
     const float *scale_, *bias_, *centroid_scores_;
-    std::vector<int16_t> scratch_;
+    Aligned<int16_t> scratch_;
     Batch batch_;
     int64_t window_ = -1;
     float best_[kRow];

@@ -7,8 +7,8 @@
 // q.v = (q.c + q.w) / sqrt(|c|^2 + 2 c.w + |w|^2), so nothing but the levels of w is ever unpacked.
 #include <algorithm>
 #include <limits>
-#include <vector>
 
+#include "aligned.h"
 #include "norms.h"
 #include "simd.h"
 
@@ -140,8 +140,8 @@ bool raise(const QueryCodes& query, int64_t block, const PackedTokens& index, in
 
 bool maxsim(const QueryCodes& query, const PackedTokens& index, const int64_t* starts, const int64_t* lengths,
             int64_t windows, float* scores) {
-    std::vector<int16_t> levels(kBatch * index.dimensions), scratch(kUnpacked * index.dimensions);
-    std::vector<float> best(query.padded);
+    Aligned<int16_t> levels(kBatch * index.dimensions), scratch(kUnpacked * index.dimensions);
+    Aligned<float> best(query.padded);
     for (int64_t w = 0; w < windows; ++w) {
         std::fill(best.begin(), best.end(), -std::numeric_limits<float>::infinity());
         const int64_t start = starts[w], stop = start + lengths[w];
@@ -190,7 +190,7 @@ void levels(const float* scores, int64_t k, int64_t stride, int64_t tokens, uint
 // Sum over query tokens of the best centroid score (uint8 [K, stride], stride a multiple of 32) in each window.
 bool approximate(const uint8_t* table, int64_t stride, int64_t num_centroids, const uint32_t* codes,
                  const int64_t* starts, const int64_t* lengths, int64_t windows, int32_t* scores) {
-    std::vector<uint8_t> memory(stride);
+    Aligned<uint8_t> memory(stride);
     for (int64_t w = 0; w < windows; ++w) {
         const uint32_t *code = codes + starts[w], *end = code + lengths[w];
         int32_t sum = 0;

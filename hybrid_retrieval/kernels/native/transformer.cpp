@@ -7,7 +7,6 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
-#include <vector>
 
 #include "aligned.h"
 #include "amx.h"
@@ -100,8 +99,8 @@ inline int64_t adjacent(int64_t j, int64_t k) { return k - j; }
 
 struct Scratch {
     Aligned<Code> codes;
-    std::vector<float> step, least;
-    std::vector<float> activated, scaled;
+    Aligned<float> step, least;
+    Aligned<float> activated, scaled;
 };
 
 // x [m, k], or gelu(x), in whole numbers: a row is about least + step * codes.
@@ -389,6 +388,7 @@ inline void query_scores(const float* q, int64_t q_stride, const float* keys, in
     }
 }
 
+#if !defined(__AMX_INT8__)
 // out [rows][size at out_stride] = weights [rows][length at stride] x values [length at v_stride]
 template <int rows>
 inline void weigh(const float* weights, int64_t stride, int64_t length, const float* values, int64_t v_stride,
@@ -410,56 +410,62 @@ inline void weigh(const float* weights, int64_t stride, int64_t length, const fl
     }
 }
 
-// qkv [L, 3 * heads * size] -> out [L, heads * size], softmax over the whole sequence.
-void attend(const float* qkv, int64_t length, int64_t heads, int64_t size, float* out, std::vector<float>& memory) {
-    constexpr int kQueries = 4;
-    const int64_t width = heads * size, row = 3 * width;
-    const int64_t stride = (length + 2 * kLanes - 1) / (2 * kLanes) * (2 * kLanes);
-    memory.assign(size * stride + kQueries * stride + 16, 0.0f);
-    // Aligned rows without a remainder: a sum's order, and with it its last bit, then depends on the length alone.
-    auto* keys = reinterpret_cast<float*>((reinterpret_cast<uintptr_t>(memory.data()) + 63) / 64 * 64);
-    float* scores = keys + size * stride;
-    const float scale = 1.0f / std::sqrt(static_cast<float>(size));
-    for (int64_t h = 0; h < heads; ++h) {
-        const float *q = qkv + h * size, *k = q + width, *v = k + width;
-        for (int64_t j = 0; j < length; ++j)
-            for (int64_t d = 0; d < size; ++d) keys[d * stride + j] = k[j * row + d] * scale;
-        for (int64_t i = 0; i < length; i += kQueries) {
-            const int64_t rows = std::min<int64_t>(kQueries, length - i);
-            if (rows == kQueries)
-                query_scores<kQueries>(q + i * row, row, keys, stride, size, scores);
-            else
-                for (int64_t r = 0; r < rows; ++r)
-                    query_scores<1>(q + (i + r) * row, row, keys, stride, size, scores + r * stride);
-            for (int64_t r = 0; r < rows; ++r) {
-                float* s = scores + r * stride;
-                for (int64_t j = length; j < stride; ++j) s[j] = -1e30f;
-                float most = s[0];
+class Attention {
+public:
+    // qkv [L, 3 * heads * size] -> out [L, heads * size], softmax over the whole sequence.
+    void run(const float* qkv, int64_t length, int64_t heads, int64_t size, float* out) {
+        constexpr int kQueries = 4;
+        const int64_t width = heads * size, row = 3 * width;
+        const int64_t stride = (length + 2 * kLanes - 1) / (2 * kLanes) * (2 * kLanes);
+        // Aligned rows without a remainder: a sum's order, and with it its last bit, then depends on the length alone.
+        memory_.assign(size * stride + kQueries * stride, 0.0f);
+        float *keys = memory_.data(), *scores = keys + size * stride;
+        const float scale = 1.0f / std::sqrt(static_cast<float>(size));
+        for (int64_t h = 0; h < heads; ++h) {
+            const float *q = qkv + h * size, *k = q + width, *v = k + width;
+            for (int64_t j = 0; j < length; ++j)
+                for (int64_t d = 0; d < size; ++d) keys[d * stride + j] = k[j * row + d] * scale;
+            for (int64_t i = 0; i < length; i += kQueries) {
+                const int64_t rows = std::min<int64_t>(kQueries, length - i);
+                if (rows == kQueries)
+                    query_scores<kQueries>(q + i * row, row, keys, stride, size, scores);
+                else
+                    for (int64_t r = 0; r < rows; ++r)
+                        query_scores<1>(q + (i + r) * row, row, keys, stride, size, scores + r * stride);
+                for (int64_t r = 0; r < rows; ++r) {
+                    float* s = scores + r * stride;
+                    for (int64_t j = length; j < stride; ++j) s[j] = -1e30f;
+                    float most = s[0];
 #pragma omp simd reduction(max : most) aligned(s : 32)
-                for (int64_t j = 0; j < stride; ++j) most = s[j] > most ? s[j] : most;  // std::max would not vectorise
-                float sum = 0;
+                    for (int64_t j = 0; j < stride; ++j) most = s[j] > most ? s[j] : most;  // std::max would not vectorise
+                    float sum = 0;
 #pragma omp simd reduction(+ : sum) aligned(s : 32)
-                for (int64_t j = 0; j < stride; ++j) {
-                    s[j] = exp_negative(s[j] - most);
-                    sum += s[j];
-                }
-                const float share = 1.0f / sum;
+                    for (int64_t j = 0; j < stride; ++j) {
+                        s[j] = exp_negative(s[j] - most);
+                        sum += s[j];
+                    }
+                    const float share = 1.0f / sum;
 #pragma omp simd aligned(s : 32)
-                for (int64_t j = 0; j < stride; ++j) s[j] *= share;
+                    for (int64_t j = 0; j < stride; ++j) s[j] *= share;
+                }
+                float* to = out + i * width + h * size;
+                if (rows == kQueries)
+                    weigh<kQueries>(scores, stride, length, v, row, size, to, width);
+                else
+                    for (int64_t r = 0; r < rows; ++r)
+                        weigh<1>(scores + r * stride, stride, length, v, row, size, to + r * width, width);
             }
-            float* to = out + i * width + h * size;
-            if (rows == kQueries)
-                weigh<kQueries>(scores, stride, length, v, row, size, to, width);
-            else
-                for (int64_t r = 0; r < rows; ++r)
-                    weigh<1>(scores + r * stride, stride, length, v, row, size, to + r * width, width);
         }
     }
-}
+
+private:
+    Aligned<float> memory_;
+};
+#endif
 
 // Unit rows of x [M, K] times matrix [K, stride], whose columns from n on are padding: out [M, n].
 void project(const float* x, int64_t m, int64_t k, const float* matrix, int64_t stride, int64_t n, float* out) {
-    std::vector<float> rows(kRows * stride);
+    Aligned<float> rows(kRows * stride);
     for (int64_t i = 0; i < m; i += kRows) {
         const int64_t count = std::min(kRows, m - i);
         if (count == kRows)
@@ -487,10 +493,8 @@ void run_group(float* x, const int64_t* offsets, int64_t sequences, const Layer*
     const int64_t start = offsets[0], total = offsets[sequences] - start;
     const int64_t h = shape.hidden, width = shape.heads * shape.head_size;
     Scratch scratch;
-    std::vector<float> wide, narrow(total * width), sum(total * h), memory;
-#if defined(__AMX_INT8__)
-    TiledAttention attention;
-#endif
+    Aligned<float> wide, narrow(total * width), sum(total * h);
+    Attention attention;
     for (int64_t i = 0; i < depth; ++i) {
         const Layer& layer = layers[i];
         wide.resize(total * std::max(3 * width, layer.inner.n));
@@ -499,13 +503,7 @@ void run_group(float* x, const int64_t* offsets, int64_t sequences, const Layer*
             const float* qkv = wide.data() + (offsets[s] - start) * 3 * width;
             const int64_t length = offsets[s + 1] - offsets[s];
             float* to = narrow.data() + (offsets[s] - start) * width;
-#if defined(__AMX_INT8__)
-            if (shape.head_size % 32 == 0) {
-                attention.run(qkv, length, shape.heads, shape.head_size, to);
-                continue;
-            }
-#endif
-            attend(qkv, length, shape.heads, shape.head_size, to, memory);
+            attention.run(qkv, length, shape.heads, shape.head_size, to);
         }
         multiply_all(narrow.data(), total, layer.attention_out, sum.data(), scratch);
         add_norm(x, sum.data(), total, h, layer.attention_norm, shape.epsilon);
