@@ -73,13 +73,14 @@ def encoded(name: str, folder: Path, work: Path, queries: int, passages: int, ti
 
 def narrowed(path: Path, dimensions: int) -> Path:
     """The same vectors with their first ``dimensions`` dimensions, of unit length again."""
+    arrays = dict(np.load(path))
+    if dimensions > arrays["data"].shape[1]:
+        sys.exit(f"stage1.py: --dimensions must be at most {arrays['data'].shape[1]}, got {dimensions}")
+    for name in ("data", "queries"):
+        cut = arrays[name][:, :dimensions].astype(np.float32)
+        arrays[name] = (cut / np.linalg.norm(cut, axis=1, keepdims=True)).astype(arrays[name].dtype)
     narrow = path.with_name(f"{path.stem}-{dimensions}d.npz")
-    if not narrow.exists():
-        arrays = dict(np.load(path))
-        for name in ("data", "queries"):
-            cut = arrays[name][:, :dimensions].astype(np.float32)
-            arrays[name] = (cut / np.linalg.norm(cut, axis=1, keepdims=True)).astype(arrays[name].dtype)
-        np.savez(narrow, **arrays)
+    np.savez(narrow, **arrays)
     return narrow
 
 

@@ -124,24 +124,27 @@ def statements(
     bitext: Sequence[tuple[str, list[int], list[int]]], hosts: Sequence[Sequence[int]], *, seed: int
 ) -> list[Pair]:
     """Sentences as queries, each for an English passage that states it: its translation set between two sentences of
-    one of ``hosts`` (token ids of English passages), among the first 100 tokens."""
+    one of ``hosts`` (token ids of English passages), among the first 100 tokens. One pair an English sentence, so that
+    no passage states another's query."""
     rng = random.Random(seed)
     order = list(range(len(bitext)))
     rng.shuffle(order)
-    pairs = []
-    for key, number in enumerate(order):
+    pairs: dict[tuple[int, ...], Pair] = {}
+    for number in order:
         _, foreign, english = bitext[number]
-        host = rng.choice(hosts)
-        at = rng.choice([0, *(i + 1 for i, token in enumerate(host[:100]) if token == STOP)])
-        pairs.append(Pair(foreign, [*host[:at], *english, *host[at:]], key))
-    return pairs
+        if tuple(english) not in pairs:
+            host = rng.choice(hosts)
+            at = rng.choice([0, *(i + 1 for i, token in enumerate(host[:100]) if token == STOP)])
+            pairs[tuple(english)] = Pair(foreign, [*host[:at], *english, *host[at:]], len(pairs))
+    return list(pairs.values())
 
 
 def load_documentation(
     folder: Path, tokenizer: Tokenizer, language: str, *, limit: int, tokens: int, seed: int
 ) -> list[Pair]:
     """Translated paragraphs of Python's documentation as queries, each for the English paragraph with those around it,
-    up to ``tokens`` (``corpus.xx.jsonl``, paragraphs aligned by ``_id``, in the documents' order)."""
+    up to ``tokens`` (``corpus.xx.jsonl``, paragraphs aligned by ``_id``, in the documents' order). No two passages
+    share a paragraph, and none holds one of ``parallel_test_ids.json``."""
     held = set(json.loads((folder / "parallel_test_ids.json").read_text(encoding="utf-8")))
     lines = (folder / "corpus.en.jsonl").read_text(encoding="utf-8").splitlines()
     english = [json.loads(line) for line in lines]
@@ -150,13 +153,18 @@ def load_documentation(
     rows = [row for row in map(json.loads, lines) if row["_id"] not in held and row["_id"] in number]
     random.Random(seed).shuffle(rows)
     pairs: list[Pair] = []
+    taken: set[int] = set()
     for row in rows:
         query = tokenizer.encode(row["text"][:600], add_special_tokens=False).ids
         if not 8 <= len(query) <= 60:
             continue
         at = number[row["_id"]]
-        around = [english[i] for i in (at - 1, at, at + 1) if 0 <= i < len(english)]
-        texts = [part["text"] for part in around if part["title"] == english[at]["title"]]
+        around = range(max(at - 1, 0), min(at + 2, len(english)))
+        if taken.intersection(around):
+            continue
+        taken.update(around)
+        near = [english[i] for i in around if english[i]["title"] == english[at]["title"]]
+        texts = [part["text"] for part in near if part["_id"] not in held]
         passage = tokenizer.encode(" ".join(texts)[:2000], add_special_tokens=False).ids
         if len(passage) > tokens:
             passage = tokenizer.encode(english[at]["text"], add_special_tokens=False).ids

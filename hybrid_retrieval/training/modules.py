@@ -66,12 +66,9 @@ class Trunk(nn.Module):
         return self.ln(F.embedding(ids, self.table) + self.pos[: ids.shape[1]])
 
     def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
-        return self.above(self.embed(ids), mask, 0)
-
-    def above(self, x: Tensor, mask: Tensor, start: int) -> Tensor:
-        """Final states from those below layer ``start``: x float32 [B, L, H], mask [B, L]."""
+        x = self.embed(ids)
         bias = None if bool(mask.all()) else mask.bool()[:, None, None, :]
-        for layer in list(self.layers)[start:]:
+        for layer in self.layers:
             x = layer(x, bias)
         return x
 

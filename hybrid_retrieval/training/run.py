@@ -4,6 +4,7 @@ negatives that the encoder mined. Both write model files."""
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,7 +18,7 @@ from torch import nn
 from hybrid_retrieval.training import data, projection_recipe, reranker_recipe, upper_recipe
 from hybrid_retrieval.training.base_weights import BaseModel, read_base, tokenizer_json
 from hybrid_retrieval.training.data import Pair
-from hybrid_retrieval.training.export import write_encoder, write_reranker
+from hybrid_retrieval.training.export import write_atomically, write_encoder, write_reranker
 from hybrid_retrieval.training.modules import CrossEncoder, Trunk
 
 ENCODER: dict[str, Any] = {
@@ -139,14 +140,30 @@ def _encoder(
     bitext = data.load_bitext(
         sentences, tokenizer, per_language=recipe.OTHER_LANGUAGES, more=recipe.PER_LANGUAGE, seed=seed + 1
     )
-    sources |= recipe.stated(bitext, [pair.passage for name in recipe.HOSTS for pair in drawn[name]], seed=seed)
-    material = recipe.gather(work / "untrained", sources, bitext, work, threads=threads)
+    hosts = [pair.passage for name in recipe.HOSTS for pair in drawn[name]]
+    sources |= recipe.stated(bitext[1::2], hosts, seed=seed)
+    material = recipe.gather(work / "untrained", sources, bitext[0::2], work, threads=threads)
     done = recipe.train_upper(
         encoder, material, steps=upper_steps, checkpoint=work / "upper.ckpt", resume=resume, half=half, seed=seed
     )
     if done:
         write_encoder(base, arrays(upper_recipe.rotated(encoder, seed)), out, ENCODER)
     return done
+
+
+def _lists(
+    path: Path, encoder: Path, sources: dict[str, tuple[list[Pair], int]], *, seed: int, threads: int
+) -> reranker_recipe.Lists:
+    """What ``reranker_recipe.gather`` finds, kept in a file for the next run with the same encoder and pairs."""
+    told = repr((seed, [(name, limit, pairs) for name, (pairs, limit) in sources.items()])).encode()
+    made_of = hashlib.sha256((encoder / "encoder.safetensors").read_bytes() + told).hexdigest()
+    if path.exists():
+        known = json.loads(path.read_text(encoding="utf-8"))
+        if known.pop("made_of", "") == made_of:
+            return reranker_recipe.Lists(**known)
+    lists = reranker_recipe.gather(encoder, sources, seed=seed, threads=threads)
+    write_atomically(path, json.dumps({**dataclasses.asdict(lists), "made_of": made_of}).encode())
+    return lists
 
 
 def _across(
@@ -205,13 +222,8 @@ def _reranker(
     resume: bool,
 ) -> bool:
     """Mine negatives with the encoder in ``out``, train the cross-encoder, export."""
-    path = work / "reranker-lists.json"
-    if resume and path.exists():
-        lists = reranker_recipe.Lists(**json.loads(path.read_text(encoding="utf-8")))
-    else:
-        sources = _reranker_sources(tokenizer, pairs=pairs, sentences=sentences, documentation=documentation, seed=seed)
-        lists = reranker_recipe.gather(out, sources, seed=seed, threads=threads)
-        path.write_text(json.dumps(dataclasses.asdict(lists)), encoding="utf-8")
+    sources = _reranker_sources(tokenizer, pairs=pairs, sentences=sentences, documentation=documentation, seed=seed)
+    lists = _lists(work / "reranker-lists.json", out, sources, seed=seed, threads=threads)
     model = CrossEncoder(Trunk(base))
     done = reranker_recipe.train_reranker(
         model, lists, steps=steps, checkpoint=work / "reranker.ckpt", resume=resume, half=half, seed=seed

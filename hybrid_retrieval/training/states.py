@@ -1,4 +1,4 @@
-"""Token states kept on disk: what the lower layers make of each text and, where wanted, what the whole base does.
+"""Token states kept on disk: what the lower layers make of each text, and what the whole base does.
 
 Training only the upper layers then costs nothing below them. The lower layers run on the native kernels, so the
 upper ones learn from the very numbers they will be given.
@@ -24,8 +24,8 @@ BLOCK = 256
 
 @dataclass(frozen=True)
 class States:
-    """lower, final: float16 [T, H], states after the last frozen layer, and unit final states of the untrained base
-    (empty where they were not asked for). offsets: int64 [N + 1]."""
+    """lower, final: float16 [T, H], states after the last frozen layer, and unit final states of the untrained base.
+    offsets: int64 [N + 1]."""
 
     lower: NDArray[np.float16]
     final: NDArray[np.float16]
@@ -38,10 +38,8 @@ class States:
         return self.final[self.offsets[text] : self.offsets[text + 1]]
 
 
-def keep_states(
-    encoder: Path, rows: Sequence[Sequence[int]], frozen: int, work: Path, *, final: bool, threads: int
-) -> States:
-    """Run rows of token ids through an exported encoder's ``frozen`` first layers; with ``final``, also to the end.
+def keep_states(encoder: Path, rows: Sequence[Sequence[int]], frozen: int, work: Path, *, threads: int) -> States:
+    """Run rows of token ids through an exported encoder's ``frozen`` first layers, and on to the end.
 
     Written under ``work`` and taken from there where the same rows were run before.
     """
@@ -62,16 +60,15 @@ def keep_states(
     (work / "states.npz").unlink(missing_ok=True)  # it vouches for the two files that are about to change
     tokens = int(offsets[-1])
     lower, last = (
-        np.lib.format.open_memmap(work / f"{name}.npy", "w+", np.float16, (count, facts.hidden))
-        for name, count in (("lower", tokens), ("final", tokens if final else 0))
+        np.lib.format.open_memmap(work / f"{name}.npy", "w+", np.float16, (tokens, facts.hidden))
+        for name in ("lower", "final")
     )
     for start in range(0, len(rows), BLOCK):
         found = below.run([np.asarray(row, np.int64) for row in rows[start : start + BLOCK]])
         here = slice(int(offsets[start]), int(offsets[start]) + len(found.data))
         lower[here] = found.data
-        if final:
-            unscaled = above.run(np.ascontiguousarray(found.data), found.offsets)
-            last[here] = unscaled / np.linalg.norm(unscaled, axis=1, keepdims=True)
+        unscaled = above.run(np.ascontiguousarray(found.data), found.offsets)
+        last[here] = unscaled / np.linalg.norm(unscaled, axis=1, keepdims=True)
         if start // BLOCK % 20 == 0:
             print(f"states: {start} of {len(rows)} texts", flush=True)
     np.savez(work / "states.npz", ids=flat, offsets=offsets)

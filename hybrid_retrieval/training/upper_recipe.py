@@ -45,13 +45,14 @@ DOCUMENTATION: dict[str, tuple[float, int]] = {
     "zh": (1.5, 900), "es": (0.3, 300), "fr": (0.3, 300), "ja": (0.3, 300), "ko": (0.3, 300), "pt": (0.3, 300),
 }  # fmt: skip
 """The same for paragraphs of Python's documentation in these languages with English passages."""
-STATED: dict[str, tuple[float, int]] = {"ara": (2.5, 900), "cmn": (1.5, 700)}
+STATED: dict[str, tuple[float, int]] = {"ara": (2.5, 500), "cmn": (1.5, 500)}
 STATED_OTHERS: tuple[float, int] = (2.5, 1300)
 """The same for sentences of the bitext with English passages that state them (``data.statements``): Arabic and
 Chinese, and the other languages together."""
 HOSTS = ("squad_train", "tydiqa-en")
-PER_LANGUAGE = {"ara": 900, "cmn": 900}
-OTHER_LANGUAGES = 150
+PER_LANGUAGE = {"ara": 1000, "cmn": 1000}
+OTHER_LANGUAGES = 220
+"""Sentences of each language that are read: every other one is shown beside its translation, the rest ``stated``."""
 SENTENCE_SHARE = {"ara": 4, "cmn": 4}
 
 
@@ -93,7 +94,8 @@ class Material:
 def stated(
     bitext: Sequence[tuple[str, list[int], list[int]]], hosts: Sequence[Sequence[int]], *, seed: int
 ) -> dict[str, list[Pair]]:
-    """The pairs of ``STATED`` and ``STATED_OTHERS``, by file."""
+    """The pairs of ``STATED`` and ``STATED_OTHERS``, by file. bitext: other sentences than those that steps show beside
+    their translations, or a step's own passage might state them."""
     found = {}
     for language, (_, limit) in STATED.items():
         own = [row for row in bitext if row[0] == language]
@@ -126,7 +128,7 @@ def gather(
     ]
     rows = [*queries, *map(list, distinct), *sides]
     print(f"upper layers: {len(named)} pairs, {len(bitext)} translations", flush=True)
-    states = keep_states(encoder, rows, FROZEN, work / "encoder-states", final=True, threads=threads)
+    states = keep_states(encoder, rows, FROZEN, work / "encoder-states", threads=threads)
     return Material(
         states,
         [name for name, _ in named],

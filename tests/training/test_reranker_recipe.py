@@ -21,6 +21,7 @@ from hybrid_retrieval.evaluation.demo_data import demo_corpus  # noqa: E402
 from hybrid_retrieval.kernels import dispatch  # noqa: E402
 from hybrid_retrieval.model_files import EMBEDDED_FOLDER  # noqa: E402
 from hybrid_retrieval.training import reranker_recipe as recipe  # noqa: E402
+from hybrid_retrieval.training import run  # noqa: E402
 from hybrid_retrieval.training.base_weights import BaseModel  # noqa: E402
 from hybrid_retrieval.training.data import END, Pair  # noqa: E402
 from hybrid_retrieval.training.export import write_encoder, write_reranker  # noqa: E402
@@ -112,3 +113,23 @@ def test_layers_that_both_models_have_in_common_are_stored_once(base: BaseModel,
         alone, both = (Reranker.load(str(tmp_path / name), backend=backend) for name in ("alone", "both"))
         pairs = [("abc", "abd xyz"), ("hello", "hello there")]
         np.testing.assert_array_equal(alone.score(pairs), both.score(pairs))
+
+
+def test_mined_lists_are_kept_for_the_same_encoder_and_pairs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = recipe.Lists(["squad_train"], [[0, 5, END, END, 6, END]] * GROUP)
+    mined: list[int] = []
+
+    def gather(encoder: Path, sources: object, *, seed: int, threads: int) -> recipe.Lists:
+        mined.append(seed)
+        return found
+
+    monkeypatch.setattr(recipe, "gather", gather)
+    (tmp_path / "encoder.safetensors").write_bytes(b"weights")
+    sources = {"squad_train": ([Pair([5], [6], 0)], 1)}
+    path = tmp_path / "lists.json"
+    for seed, count in ((0, 1), (0, 1), (1, 2), (1, 2)):
+        assert run._lists(path, tmp_path, sources, seed=seed, threads=1) == found
+        assert len(mined) == count
+    (tmp_path / "encoder.safetensors").write_bytes(b"others")
+    run._lists(path, tmp_path, sources, seed=1, threads=1)
+    assert len(mined) == 3
