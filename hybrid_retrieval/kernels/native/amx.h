@@ -88,19 +88,32 @@ inline void tile_products(const uint8_t* codes, int64_t next, int64_t inputs, co
 
 typedef uint16_t Half;  // a bfloat16's bits
 
-// 16 numbers as the sum of two bfloat16: their upper halves, and what these leave.
-inline void split(__m512 x, __m256i& high, __m256i& low) {
-    const __m512i bits = _mm512_castps_si512(x);
-    high = _mm512_cvtepi32_epi16(_mm512_srli_epi32(bits, 16));
-    const __m512i upper = _mm512_and_si512(bits, _mm512_set1_epi32(static_cast<int32_t>(0xffff0000)));
-    low = (__m256i)_mm512_cvtneps_pbh(_mm512_sub_ps(x, _mm512_castsi512_ps(upper)));
+inline __m512 upper_half(__m512 x) {
+    return _mm512_castsi512_ps(_mm512_and_si512(_mm512_castps_si512(x), _mm512_set1_epi32(~0xffff)));
 }
 
-inline void store_half(Half* to, __m256i x) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), x); }
+// 32 numbers as sums of two bfloat16: their upper halves, and what these leave.
+inline void split(__m512 first, __m512 second, Half* high, Half* low) {
+    alignas(64) static constexpr uint16_t kUpper[32] = {1,  3,  5,  7,  9,  11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31,
+                                                        33, 35, 37, 39, 41, 43, 45, 47, 49, 51, 53, 55, 57, 59, 61, 63};
+    _mm512_storeu_si512(high, _mm512_permutex2var_epi16(_mm512_castps_si512(first), _mm512_load_si512(kUpper),
+                                                        _mm512_castps_si512(second)));
+    const __m512bh rest = _mm512_cvtne2ps_pbh(_mm512_sub_ps(second, upper_half(second)),
+                                              _mm512_sub_ps(first, upper_half(first)));
+    _mm512_storeu_si512(low, (__m512i)rest);
+}
 
-// Numbers of two rows in pairs, as the second operand takes them.
-inline __m512i paired(__m256i first, __m256i second) {
-    return _mm512_or_si512(_mm512_cvtepu16_epi32(first), _mm512_slli_epi32(_mm512_cvtepu16_epi32(second), 16));
+// The same of 16 columns of two rows, in pairs as the second operand takes them.
+inline void split_pairs(__m512 first, __m512 second, Half* high, Half* low) {
+    const __m512i left = _mm512_set1_epi32(~0xffff);
+    const auto joined = [left](__m512i x, __m512i y) {
+        return _mm512_or_si512(_mm512_srli_epi32(x, 16), _mm512_and_si512(y, left));
+    };
+    _mm512_storeu_si512(high, joined(_mm512_castps_si512(first), _mm512_castps_si512(second)));
+    const __m512i half = _mm512_set1_epi32(0x8000);  // rounds
+    const __m512i x = _mm512_castps_si512(_mm512_sub_ps(first, upper_half(first)));
+    const __m512i y = _mm512_castps_si512(_mm512_sub_ps(second, upper_half(second)));
+    _mm512_storeu_si512(low, joined(_mm512_add_epi32(x, half), _mm512_add_epi32(y, half)));
 }
 
 inline __m512 exp_negative(__m512 x) {  // as the scalar one
@@ -148,29 +161,26 @@ private:
     // [keys / 32][size / 16][16][16][2].
     void lay_out(const float* q, int64_t row, int64_t length, int64_t size, float scale) {
         const float *k = q + row / 3, *v = k + row / 3;
-        __m256i high, low;
+        alignas(64) Half pairs[2][32];
         for (int64_t j = 0; j < length; ++j)
-            for (int64_t d = 0; d < size; d += 16) {
-                split(_mm512_loadu_ps(q + j * row + d), high, low);
-                store_half(&query_[0][j * size + d], high);
-                store_half(&query_[1][j * size + d], low);
-                split(_mm512_mul_ps(_mm512_loadu_ps(k + j * row + d), _mm512_set1_ps(scale)), high, low);
-                alignas(32) uint32_t pairs[2][8];
-                _mm256_store_si256(reinterpret_cast<__m256i*>(pairs[0]), high);
-                _mm256_store_si256(reinterpret_cast<__m256i*>(pairs[1]), low);
+            for (int64_t d = 0; d < size; d += 32) {
+                const float *query = q + j * row + d, *key = k + j * row + d;
+                split(_mm512_loadu_ps(query), _mm512_loadu_ps(query + 16), &query_[0][j * size + d],
+                      &query_[1][j * size + d]);
+                const __m512 scaled = _mm512_set1_ps(scale);
+                split(_mm512_mul_ps(_mm512_loadu_ps(key), scaled), _mm512_mul_ps(_mm512_loadu_ps(key + 16), scaled),
+                      pairs[0], pairs[1]);
                 for (int part = 0; part < 2; ++part) {
                     Half* to = &key_[part][j / 16 * 16 * size + d * 16 + j % 16 * 2];
-                    for (int64_t p = 0; p < 8; ++p) std::memcpy(to + p * 32, &pairs[part][p], 4);
+                    for (int64_t p = 0; p < 16; ++p) std::memcpy(to + p * 32, pairs[part] + 2 * p, 4);
                 }
             }
         for (int64_t j = 0; j < length; j += 2)
             for (int64_t d = 0; d < size; d += 16) {
-                __m256i next_high = _mm256_setzero_si256(), next_low = next_high;
-                split(_mm512_loadu_ps(v + j * row + d), high, low);
-                if (j + 1 < length) split(_mm512_loadu_ps(v + (j + 1) * row + d), next_high, next_low);
+                const float* value = v + j * row + d;
                 const int64_t at = j / 32 * 32 * size + d * 32 + j % 32 / 2 * 32;
-                _mm512_storeu_si512(&value_[0][at], paired(high, next_high));
-                _mm512_storeu_si512(&value_[1][at], paired(low, next_low));
+                split_pairs(_mm512_loadu_ps(value), j + 1 < length ? _mm512_loadu_ps(value + row) : _mm512_setzero_ps(),
+                            &value_[0][at], &value_[1][at]);
             }
     }
 
@@ -213,15 +223,13 @@ private:
                     most[side] = _mm512_max_ps(most[side], _mm512_loadu_ps(s + j + 16 * side));
             const __m512 top = _mm512_set1_ps(_mm512_reduce_max_ps(_mm512_max_ps(most[0], most[1])));
             __m512 sum[2] = {_mm512_setzero_ps(), _mm512_setzero_ps()};
-            for (int64_t j = 0; j < keys; j += 32)
-                for (int side = 0; side < 2; ++side) {
-                    const __m512 e = exp_negative(_mm512_sub_ps(_mm512_loadu_ps(s + j + 16 * side), top));
-                    sum[side] = _mm512_add_ps(sum[side], e);
-                    __m256i high, low;
-                    split(e, high, low);
-                    store_half(to_high + j + 16 * side, high);
-                    store_half(to_low + j + 16 * side, low);
-                }
+            for (int64_t j = 0; j < keys; j += 32) {
+                const __m512 first = exp_negative(_mm512_sub_ps(_mm512_loadu_ps(s + j), top));
+                const __m512 second = exp_negative(_mm512_sub_ps(_mm512_loadu_ps(s + j + 16), top));
+                sum[0] = _mm512_add_ps(sum[0], first);
+                sum[1] = _mm512_add_ps(sum[1], second);
+                split(first, second, to_high + j, to_low + j);
+            }
             share_[r] = 1.0f / _mm512_reduce_add_ps(_mm512_add_ps(sum[0], sum[1]));
         }
     }
