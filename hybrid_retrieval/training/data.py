@@ -40,6 +40,28 @@ class Pair:
     """Equal for equal passages."""
 
 
+Shares = Mapping[str, tuple[float, int]]
+"""Of each file, or of each language's file: its share of the draw, and how many of its pairs are kept."""
+
+
+def across_file(language: str) -> str:
+    """Name of the PHP manual's pairs with questions in a language and English passages."""
+    return f"php_{language}-en"
+
+
+def documentation_file(language: str) -> str:
+    """The same of Python's documentation."""
+    return f"documentation_{language}-en"
+
+
+def draw_shares(files: Shares, across: Shares, documentation: Shares, more: Mapping[str, float]) -> dict[str, float]:
+    """Share of every file in the draw. across, documentation: by language. more: files that have but a share."""
+    named = dict(files)
+    named |= {across_file(language): value for language, value in across.items()}
+    named |= {documentation_file(language): value for language, value in documentation.items()}
+    return {name: share for name, (share, _) in named.items()} | dict(more)
+
+
 def load_pairs(
     folder: Path, tokenizer: Tokenizer, *, limit: int, seed: int, names: Iterable[str] = tuple(WEIGHTS)
 ) -> dict[str, list[Pair]]:

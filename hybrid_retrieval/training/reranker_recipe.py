@@ -29,18 +29,18 @@ POOL = 1000
 NEGATIVES, DEPTH, SHORTLIST = 3, 12, 40
 QUESTIONS = 8
 BATCH_TOKENS = 4096
-FILES: dict[str, tuple[float, int]] = {
+FILES: data.Shares = {
     "squad_train": (6, 3300), "tydiqa-en": (2.5, 2000), "tydiqa-ko": (2, 1300), "tydiqa-sw": (1.5, 1500),
     "jaquad": (2, 1500), "iapp-thai": (0.5, 300), "scifact": (2, 750), "fever-sent": (2, 1500), "medquad": (0.5, 300),
     "php_purpose": (1, 600), "mdn_xling": (1.5, 900),
     "heading_mdn-en": (0.3, 200), "heading_windows-driver-docs": (0.3, 200),
 }  # fmt: skip
 """Share of each file in the draw of questions, and how many of its questions are kept."""
-ACROSS: dict[str, tuple[float, int]] = {
+ACROSS: data.Shares = {
     "zh": (1.2, 700), "es": (0.4, 250), "fr": (0.4, 250), "ru": (0.4, 250), "ja": (0.4, 250), "de": (0.4, 250),
 }  # fmt: skip
 """The same for questions of the PHP manual in these languages with English passages."""
-DOCUMENTATION: dict[str, tuple[float, int]] = {
+DOCUMENTATION: data.Shares = {
     "zh": (2, 1200), "es": (0.4, 300), "fr": (0.4, 300), "ja": (0.4, 300), "ko": (0.4, 300), "pt": (0.4, 300),
 }  # fmt: skip
 """The same for paragraphs of Python's documentation in these languages with English passages."""
@@ -49,6 +49,7 @@ STATEMENTS_SHARE = 4.0
 STATEMENTS_EACH, STATEMENTS_MORE = 100, {"ara": 700, "cmn": 500}
 """Sentences of each language of the bitext that become questions for English passages (``data.statements``)."""
 HOSTS = ("squad_train", "tydiqa-en")
+SHARES = data.draw_shares(FILES, ACROSS, DOCUMENTATION, {STATEMENTS: STATEMENTS_SHARE})
 
 
 @dataclass(frozen=True)
@@ -112,14 +113,6 @@ def gather(encoder: Path, sources: dict[str, tuple[list[Pair], int]], *, seed: i
     return Lists(files, rows)
 
 
-def shares() -> dict[str, float]:
-    """Of each file in the draw of questions."""
-    found = {name: share for name, (share, _) in FILES.items()}
-    found |= {f"php_{language}-en": share for language, (share, _) in ACROSS.items()}
-    found |= {f"documentation_{language}-en": share for language, (share, _) in DOCUMENTATION.items()}
-    return found | {STATEMENTS: STATEMENTS_SHARE}
-
-
 def train_reranker(
     model: CrossEncoder, lists: Lists, *, steps: int, checkpoint: Path, resume: bool, half: bool, seed: int = 0
 ) -> bool:
@@ -130,8 +123,8 @@ def train_reranker(
     by_file: dict[str, list[int]] = {}
     for question, name in enumerate(lists.files):
         by_file.setdefault(name, []).append(question)
-    names, share = sorted(by_file), shares()
-    weights = [share[name] for name in names]
+    names = sorted(by_file)
+    weights = [SHARES[name] for name in names]
     group = 1 + NEGATIVES
 
     def step(i: int) -> tuple[Tensor, dict[str, float]]:

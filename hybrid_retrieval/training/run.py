@@ -6,7 +6,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -166,21 +165,19 @@ def _lists(
     return lists
 
 
-def _across(
-    tokenizer: Tokenizer, shares: Mapping[str, tuple[float, int]], *, pairs: Path, seed: int
-) -> dict[str, list[Pair]]:
-    """The PHP manual's pairs with English passages, by file. shares: of each language, its share and its pairs."""
+def _across(tokenizer: Tokenizer, shares: data.Shares, *, pairs: Path, seed: int) -> dict[str, list[Pair]]:
+    """The PHP manual's pairs with English passages, by file. shares: by language."""
     limits = {language: limit for language, (_, limit) in shares.items()}
     found = data.load_across(pairs, tokenizer, per_language=limits, seed=seed)
-    return {f"php_{language}-en": rows for language, rows in found.items()}
+    return {data.across_file(language): rows for language, rows in found.items()}
 
 
 def _documentation(
-    tokenizer: Tokenizer, shares: Mapping[str, tuple[float, int]], folder: Path, *, tokens: int, seed: int
+    tokenizer: Tokenizer, shares: data.Shares, folder: Path, *, tokens: int, seed: int
 ) -> dict[str, list[Pair]]:
     """The same of Python's documentation, passages of at most ``tokens`` tokens where more than one paragraph."""
     return {
-        f"documentation_{language}-en": data.load_documentation(
+        data.documentation_file(language): data.load_documentation(
             folder, tokenizer, language, limit=limit, tokens=tokens, seed=seed
         )
         for language, (_, limit) in shares.items()

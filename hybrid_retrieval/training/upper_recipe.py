@@ -30,22 +30,22 @@ SCALE = 30.0
 QUERY_TOKENS, PASSAGE_TOKENS = 48, 160
 PAIRS, GROUP, NEIGHBOURS, SENTENCES = 30, 6, 25, 32
 BATCH_TOKENS = 2048
-FILES: dict[str, tuple[float, int]] = {
+FILES: data.Shares = {
     "squad_train": (6, 3300), "tydiqa-en": (2.5, 1500), "tydiqa-ko": (2.5, 1400), "tydiqa-sw": (1, 700),
     "jaquad": (2, 1200), "iapp-thai": (0.7, 400), "scifact": (2, 750), "fever-sent": (2, 1500), "medquad": (0.6, 400),
     "php_purpose": (1.5, 1000), "mdn_xling": (1.5, 1000),
     "heading_mdn-en": (0.6, 400), "heading_windows-driver-docs": (0.6, 400),
 }  # fmt: skip
 """Share of each file in the draw of steps, and how many of its pairs are kept."""
-ACROSS: dict[str, tuple[float, int]] = {
+ACROSS: data.Shares = {
     "zh": (1.5, 900), "es": (0.4, 300), "fr": (0.4, 300), "ru": (0.4, 300), "ja": (0.4, 300), "de": (0.4, 300),
 }  # fmt: skip
 """The same for questions of the PHP manual in these languages with English passages."""
-DOCUMENTATION: dict[str, tuple[float, int]] = {
+DOCUMENTATION: data.Shares = {
     "zh": (1.5, 900), "es": (0.3, 300), "fr": (0.3, 300), "ja": (0.3, 300), "ko": (0.3, 300), "pt": (0.3, 300),
 }  # fmt: skip
 """The same for paragraphs of Python's documentation in these languages with English passages."""
-STATED: dict[str, tuple[float, int]] = {"ara": (2.5, 500), "cmn": (1.5, 500)}
+STATED: data.Shares = {"ara": (2.5, 500), "cmn": (1.5, 500)}
 STATED_OTHERS: tuple[float, int] = (2.5, 1300)
 """The same for sentences of the bitext with English passages that state them (``data.statements``): Arabic and
 Chinese, and the other languages together."""
@@ -54,18 +54,13 @@ PER_LANGUAGE = {"ara": 1000, "cmn": 1000}
 OTHER_LANGUAGES = 220
 """Sentences of each language that are read: every other one is shown beside its translation, the rest ``stated``."""
 SENTENCE_SHARE = {"ara": 4, "cmn": 4}
-
-
-def shares() -> dict[str, float]:
-    """Of each file in the draw of steps."""
-    found = {name: share for name, (share, _) in FILES.items()}
-    found |= {f"php_{language}-en": share for language, (share, _) in ACROSS.items()}
-    found |= {f"documentation_{language}-en": share for language, (share, _) in DOCUMENTATION.items()}
-    found |= {f"stated_{language}": share for language, (share, _) in STATED.items()}
-    return found | {"stated": STATED_OTHERS[0]}
-
-
-NO_TEACHER = {"mdn_xling", *(set(shares()) - set(FILES))}
+SHARES = data.draw_shares(
+    FILES,
+    ACROSS,
+    DOCUMENTATION,
+    {"stated": STATED_OTHERS[0], **{f"stated_{language}": share for language, (share, _) in STATED.items()}},
+)
+NO_TEACHER = {"mdn_xling", *(set(SHARES) - set(FILES))}
 """Files across languages: the base is no teacher for them."""
 
 
@@ -112,7 +107,7 @@ def gather(
     *,
     threads: int,
 ) -> Material:
-    """Number the texts and run them through the base as exported to ``encoder``. pairs: of each file of ``shares``."""
+    """Number the texts and run them through the base as exported to ``encoder``. pairs: of each file of ``SHARES``."""
     named = [(name, pair) for name, found in pairs.items() for pair in found]
     queries = [data.wrap(data.QUERY_PREFIX, pair.query, QUERY_TOKENS) for _, pair in named]
     distinct: dict[tuple[int, ...], int] = {}
@@ -186,8 +181,8 @@ class Draws:
         self._by_file: dict[str, list[int]] = {}
         for pair, name in enumerate(material.files):
             self._by_file.setdefault(name, []).append(pair)
-        self._names, share = sorted(self._by_file), shares()
-        self._weights = [share[name] for name in self._names]
+        self._names = sorted(self._by_file)
+        self._weights = [SHARES[name] for name in self._names]
         self._near = {name: self._neighbours(self._by_file[name]) for name in self._names}
         self._by_language: dict[str, list[int]] = {}
         for number, language in enumerate(material.languages):

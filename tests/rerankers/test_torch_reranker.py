@@ -167,15 +167,16 @@ def wide_checkpoint(folder: Path, kind: str) -> Path:
 def test_an_int8_export_runs_on_the_native_kernels_and_on_onnxruntime(tmp_path: Path, kind: str) -> None:
     checkpoint = wide_checkpoint(tmp_path / "checkpoint", kind)
     export_reranker(checkpoint, tmp_path / "out", dtype="int8")
-    expected = Reranker.load(str(checkpoint), device="cpu").score(PAIRS)
+    pairs = [(query, passage) for query, _ in PAIRS for _, passage in PAIRS]
+    expected = Reranker.load(str(checkpoint), device="cpu").score(pairs)
     assert np.ptp(expected) > 0.5
     backends = ["onnx", *(["native"] if dispatch.variant() != dispatch.NUMPY else [])]
     for backend in backends:
         reranker = Reranker.load(str(tmp_path / "out"), backend=backend, cached_pairs=0)
-        found = reranker.score(PAIRS)
-        allowed = {"onnx": 0.1, "native": 0.06}[backend]  # onnxruntime has one scale for a whole batch
+        found = reranker.score(pairs)
+        allowed = {"onnx": 0.05, "native": 0.03}[backend]  # onnxruntime has one scale for a whole batch
         assert np.abs(found - expected).mean() < allowed * np.abs(expected).max()
         if backend == "native":
-            np.testing.assert_array_equal([reranker.score([pair])[0] for pair in PAIRS], found)
+            np.testing.assert_array_equal([reranker.score([pair])[0] for pair in pairs], found)
     names = {path.name for path in (tmp_path / "out").iterdir()}
     assert names == {"embeddings.bin", "reranker.json", "reranker.onnx", "reranker.safetensors", "tokenizer.json.gz"}

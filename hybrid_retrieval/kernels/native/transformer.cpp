@@ -1,57 +1,49 @@
 // BERT layers over unpadded sequences: int8 weights, activations on 256 levels between a token's least and largest, exact
 // 32-bit sums.
 //
-// AMX multiplies tiles of such numbers (amx.h). AVX-512 VNNI multiplies and sums four 8-bit pairs at once (vpdpbusd). Without an 8-bit dot instruction, 16-bit products
-// (pmaddwd) are as fast as 8-bit ones, which would need a second multiplication to widen. Sums of whole numbers do not
-// depend on order: every variant gives the same integers, and a row never depends on the rows beside it.
+// AMX multiplies tiles of such numbers (amx.h). AVX-512 VNNI multiplies and sums four 8-bit pairs at once (vpdpbusd).
+// Without an 8-bit dot instruction, 16-bit products (pmaddwd) are as fast as 8-bit ones, which would need a second
+// multiplication to widen. Sums of whole numbers do not depend on order: every variant gives the same integers, and a
+// row never depends on the rows beside it.
 #include <algorithm>
 #include <cmath>
 #include <cstring>
 
 #include "aligned.h"
-#include "amx.h"
 #include "simd.h"
 #include "variants.h"
+#include "vectors.h"
+#if defined(__AMX_INT8__)
+#include "amx.h"
+#include "amx_attention.h"
+#else
+#include "attention.h"
+#endif
 
 namespace hr {
 namespace HR_VARIANT {
 namespace {
 
-#if defined(__AVX512VNNI__)
-constexpr int64_t kPanel = 32;
-constexpr int kLanes = 16;
-#elif defined(__AVX2__)
-constexpr int64_t kPanel = 16;
-constexpr int kLanes = 8;
-#else
-constexpr int64_t kPanel = 16;
-constexpr int kLanes = 4;
-#endif
-// kTogether: weights of a column that stand side by side, as the instruction takes them. kTile: rows whose accumulators,
-// two each, fit the registers.
+// kPanel: columns whose weights are read together. kTogether: weights of a column that stand side by side, as the
+// instruction takes them. kTile: rows whose accumulators, two each, fit the registers.
 #if defined(__AVX512VNNI__)
 typedef uint8_t Code;
 typedef int8_t Weight;
-constexpr int64_t kTogether = 4, kTile = 8;
+constexpr int64_t kPanel = 32, kTogether = 4, kTile = 8;
 #else
 typedef int16_t Code;
 typedef int16_t Weight;
+constexpr int64_t kPanel = 16;
 #if defined(HR_NEON)
 constexpr int64_t kTogether = 1, kTile = 4;
 #else
 constexpr int64_t kTogether = 2, kTile = 4;
 #endif
 #endif
-constexpr int64_t kRows = 4;     // of float32, with two accumulators each
 constexpr int64_t kBlock = 128;  // rows that stay in the second-level cache while all panels pass
 constexpr int64_t kInputs = 512;  // of a panel at a time: 16 KB of weights that stay in the first-level cache
 constexpr int64_t kGroup = 160;  // tokens that go through the layers together, at least, where there are as many
 constexpr float kLevels = 255.0f;  // steps; 255 * 127 * K stays below 2^31 up to K = 66,311
-
-typedef float Vec __attribute__((vector_size(kLanes * 4), aligned(4), may_alias));
-inline Vec load(const float* p) { return *reinterpret_cast<const Vec*>(p); }
-inline void store(float* p, Vec v) { *reinterpret_cast<Vec*>(p) = v; }
-inline Vec splat(float v) { return v - Vec{}; }  // v - 0 is v, whatever its sign
 
 // [ceil(N / kPanel)][K / kTogether][kPanel][kTogether]
 void pack(const int8_t* weight, int64_t k, int64_t n, void* to) {
@@ -87,12 +79,14 @@ void gelu(const float* x, int64_t count, float* out) {
     }
 }
 
-// Where code j of row i of k stands, and how many stand side by side from j on.
+// Room for the codes of m rows of k; where code j of row i stands, and how many stand side by side from j on.
 #if defined(__AMX_INT8__)
 inline bool tiled(int64_t k) { return k % kTileInputs == 0; }  // other rows stand one below the other
+inline int64_t room(int64_t m, int64_t k) { return (m + kTileRows - 1) / kTileRows * kTileRows * k; }
 inline int64_t place(int64_t i, int64_t j, int64_t k) { return tiled(k) ? tiled_place(i, j, k) : i * k + j; }
 inline int64_t adjacent(int64_t j, int64_t k) { return tiled(k) ? kTileInputs : k - j; }
 #else
+inline int64_t room(int64_t m, int64_t k) { return m * k; }
 inline int64_t place(int64_t i, int64_t j, int64_t k) { return i * k + j; }
 inline int64_t adjacent(int64_t j, int64_t k) { return k - j; }
 #endif
@@ -106,11 +100,7 @@ struct Scratch {
 // x [m, k], or gelu(x), in whole numbers: a row is about least + step * codes.
 template <bool activate>
 void quantise_rows(const float* x, int64_t m, int64_t k, Scratch& to) {
-#if defined(__AMX_INT8__)
-    to.codes.resize((m + kTileRows - 1) / kTileRows * kTileRows * k);
-#else
-    to.codes.resize(m * k);
-#endif
+    to.codes.resize(room(m, k));
     to.step.resize(m);
     to.least.resize(m);
     to.scaled.resize(k);
@@ -331,21 +321,6 @@ void dense(const float* x, int64_t m, const Dense& layer, float* out) {
     multiply_all(x, m, layer, out, scratch);
 }
 
-// exp for x <= 0, relative error below 2e-7 (Cephes' expf polynomial); no branches, so that loops over it vectorise.
-inline float exp_negative(float x) {
-    x = std::max(x, -87.0f);
-    const float n = (x * 1.44269504088896341f + 12582912.0f) - 12582912.0f;
-    const float r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
-    float p = 1.9875691500e-4f;
-    p = p * r + 1.3981999507e-3f;
-    p = p * r + 8.3334519073e-3f;
-    p = p * r + 4.1665795894e-2f;
-    p = p * r + 1.6666665459e-1f;
-    p = p * r + 5.0000001201e-1f;
-    const float y = p * r * r + r + 1.0f;
-    return y * __builtin_bit_cast(float, (static_cast<int32_t>(n) + 127) << 23);
-}
-
 // x = LayerNorm(x + y), rows of H.
 void add_norm(float* x, const float* y, int64_t m, int64_t h, const Norm& norm, float epsilon) {
     for (int64_t i = 0; i < m; ++i) {
@@ -366,102 +341,6 @@ void add_norm(float* x, const float* y, int64_t m, int64_t h, const Norm& norm, 
         for (int64_t j = 0; j < h; ++j) row[j] = (row[j] - mean) * factor * norm.weight[j] + norm.bias[j];
     }
 }
-
-// Scores of `rows` query vectors with keys in columns: keys [size][stride], scores [rows][stride].
-template <int rows>
-inline void query_scores(const float* q, int64_t q_stride, const float* keys, int64_t stride, int64_t size,
-                         float* scores) {
-    for (int64_t j = 0; j < stride; j += 2 * kLanes) {
-        Vec acc[rows][2] = {};
-        for (int64_t d = 0; d < size; ++d) {
-            const Vec k0 = load(keys + d * stride + j), k1 = load(keys + d * stride + j + kLanes);
-            for (int r = 0; r < rows; ++r) {
-                const Vec one = splat(q[r * q_stride + d]);
-                acc[r][0] += one * k0;
-                acc[r][1] += one * k1;
-            }
-        }
-        for (int r = 0; r < rows; ++r) {
-            store(scores + r * stride + j, acc[r][0]);
-            store(scores + r * stride + j + kLanes, acc[r][1]);
-        }
-    }
-}
-
-#if !defined(__AMX_INT8__)
-// out [rows][size at out_stride] = weights [rows][length at stride] x values [length at v_stride]
-template <int rows>
-inline void weigh(const float* weights, int64_t stride, int64_t length, const float* values, int64_t v_stride,
-                  int64_t size, float* out, int64_t out_stride) {
-    for (int64_t d = 0; d < size; d += 2 * kLanes) {
-        Vec acc[rows][2] = {};
-        for (int64_t j = 0; j < length; ++j) {
-            const Vec v0 = load(values + j * v_stride + d), v1 = load(values + j * v_stride + d + kLanes);
-            for (int r = 0; r < rows; ++r) {
-                const Vec one = splat(weights[r * stride + j]);
-                acc[r][0] += one * v0;
-                acc[r][1] += one * v1;
-            }
-        }
-        for (int r = 0; r < rows; ++r) {
-            store(out + r * out_stride + d, acc[r][0]);
-            store(out + r * out_stride + d + kLanes, acc[r][1]);
-        }
-    }
-}
-
-class Attention {
-public:
-    // qkv [L, 3 * heads * size] -> out [L, heads * size], softmax over the whole sequence.
-    void run(const float* qkv, int64_t length, int64_t heads, int64_t size, float* out) {
-        constexpr int kQueries = 4;
-        const int64_t width = heads * size, row = 3 * width;
-        const int64_t stride = (length + 2 * kLanes - 1) / (2 * kLanes) * (2 * kLanes);
-        // Aligned rows without a remainder: a sum's order, and with it its last bit, then depends on the length alone.
-        memory_.assign(size * stride + kQueries * stride, 0.0f);
-        float *keys = memory_.data(), *scores = keys + size * stride;
-        const float scale = 1.0f / std::sqrt(static_cast<float>(size));
-        for (int64_t h = 0; h < heads; ++h) {
-            const float *q = qkv + h * size, *k = q + width, *v = k + width;
-            for (int64_t j = 0; j < length; ++j)
-                for (int64_t d = 0; d < size; ++d) keys[d * stride + j] = k[j * row + d] * scale;
-            for (int64_t i = 0; i < length; i += kQueries) {
-                const int64_t rows = std::min<int64_t>(kQueries, length - i);
-                if (rows == kQueries)
-                    query_scores<kQueries>(q + i * row, row, keys, stride, size, scores);
-                else
-                    for (int64_t r = 0; r < rows; ++r)
-                        query_scores<1>(q + (i + r) * row, row, keys, stride, size, scores + r * stride);
-                for (int64_t r = 0; r < rows; ++r) {
-                    float* s = scores + r * stride;
-                    for (int64_t j = length; j < stride; ++j) s[j] = -1e30f;
-                    float most = s[0];
-#pragma omp simd reduction(max : most) aligned(s : 32)
-                    for (int64_t j = 0; j < stride; ++j) most = s[j] > most ? s[j] : most;  // std::max would not vectorise
-                    float sum = 0;
-#pragma omp simd reduction(+ : sum) aligned(s : 32)
-                    for (int64_t j = 0; j < stride; ++j) {
-                        s[j] = exp_negative(s[j] - most);
-                        sum += s[j];
-                    }
-                    const float share = 1.0f / sum;
-#pragma omp simd aligned(s : 32)
-                    for (int64_t j = 0; j < stride; ++j) s[j] *= share;
-                }
-                float* to = out + i * width + h * size;
-                if (rows == kQueries)
-                    weigh<kQueries>(scores, stride, length, v, row, size, to, width);
-                else
-                    for (int64_t r = 0; r < rows; ++r)
-                        weigh<1>(scores + r * stride, stride, length, v, row, size, to + r * width, width);
-            }
-        }
-    }
-
-private:
-    Aligned<float> memory_;
-};
-#endif
 
 // Unit rows of x [M, K] times matrix [K, stride], whose columns from n on are padding: out [M, n].
 void project(const float* x, int64_t m, int64_t k, const float* matrix, int64_t stride, int64_t n, float* out) {
