@@ -53,7 +53,7 @@ def questions_of(folder: Path, count: int, pairs: int) -> Questions:
 
 
 def windows_of(questions: Questions) -> Questions:
-    """The same questions over passages that run past 512 tokens (at least 6 characters a token)."""
+    """The same questions over passages that run past 512 tokens (at most 6 characters a token), where all cut them."""
     found = []
     for query, passages in questions:
         joined = " ".join(passages)
