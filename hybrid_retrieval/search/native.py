@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +21,14 @@ LONGEST_VECTOR = 1024
 APPROXIMATED_A_THREAD, SCORED_A_THREAD = 2_000_000, 16_384
 
 
+class CentroidScores(NamedTuple):
+    """values: float32 [K, S], S is the query's tokens rounded up to 32. least, most: over centroids and tokens."""
+
+    values: Float32
+    least: float
+    most: float
+
+
 class NativeCodec:
     """A codec as the native kernels read it. Safe to share between threads."""
 
@@ -30,25 +38,39 @@ class NativeCodec:
             variant, np.ascontiguousarray(codec.centroids), np.ascontiguousarray(codec.weights), buckets
         )
 
-    def centroid_scores(self, query: Float32) -> Float32:
-        """Step 1. float32 [K, S]: every centroid with every query token [Lq, D]; S is Lq rounded up to 32."""
-        scores: Float32 = self._codec.centroid_scores(query)
-        return scores
+    def centroid_scores(self, query: Float32) -> CentroidScores:
+        """Step 1: every centroid with every query token [Lq, D]."""
+        return CentroidScores(*self._codec.centroid_scores(query))
 
-    def table(self, scores: Float32, tokens: int) -> NDArray[np.uint8]:
-        """The scores on 256 levels, one scale for all query tokens so that levels can be added; padding is 0."""
-        table: NDArray[np.uint8] = self._codec.levels(scores, tokens)
+    def table(self, scores: CentroidScores, tokens: int) -> NDArray[np.uint8]:
+        """uint8 [K, S]: the scores on 256 levels, one scale for all query tokens so that levels can be added; padding
+        is 0."""
+        table: NDArray[np.uint8] = self._codec.levels(scores.values, tokens, scores.least, scores.most)
         return table
 
     def candidate_windows(
-        self, table: NDArray[np.uint8], tokens: int, nprobe: int, segment: Segment
-    ) -> tuple[Int64, NDArray[np.int32]]:
-        """Step 2. The windows, rising, in the lists of each query token's `nprobe` best centroids; and int32, what the
-        lists say of their scores: by how many levels the best probed centroids lie above the last probed ones."""
-        windows, levels = self._codec.candidates(
-            table, tokens, nprobe, segment.lists, segment.list_offsets, segment.num_windows
+        self,
+        table: NDArray[np.uint8],
+        tokens: int,
+        nprobe: int,
+        segment: Segment,
+        allowed: NDArray[np.bool_] | None,
+        most: int,
+    ) -> tuple[Int64, int]:
+        """Step 2. Of the windows in the lists of each query token's `nprobe` best centroids the `most` of which the
+        lists promise most (by how many levels the best probed centroids lie above the last probed ones), rising, ties
+        by window; and how many windows the lists name. allowed: bool [W], or None for all."""
+        windows, _, named = self._codec.candidates(
+            table,
+            tokens,
+            nprobe,
+            segment.lists,
+            segment.list_offsets,
+            segment.num_windows,
+            most,
+            None if allowed is None else allowed.view(np.uint8),
         )
-        return windows.astype(np.int64), levels
+        return windows.astype(np.int64), named
 
     def approximate_scores(
         self, table: NDArray[np.uint8], segment: Segment, windows: Int64, threads: int
@@ -68,7 +90,7 @@ class NativeCodec:
     def exact_scores(
         self,
         query: Float32,
-        scores: Float32,
+        scores: CentroidScores,
         segment: Segment,
         inverse_norms: Float32,
         windows: Int64,
@@ -83,7 +105,7 @@ class NativeCodec:
         lengths = segment.token_offsets[windows + 1] - starts
         result: Float32 = _shared(
             lambda part: self._codec.maxsim(
-                query, scores, segment.codes, segment.residuals, inverse_norms, starts[part], lengths[part]
+                query, scores.values, segment.codes, segment.residuals, inverse_norms, starts[part], lengths[part]
             ),
             lengths,
             threads,

@@ -18,7 +18,7 @@ from hybrid_retrieval.errors import ArrayError, IndexDamagedError
 from hybrid_retrieval.kernels import dispatch
 from hybrid_retrieval.optional import require
 from hybrid_retrieval.search.bounds import centroid_spreads, recall_bound, row_bounds, similarity_bounds
-from hybrid_retrieval.search.native import LONGEST_VECTOR, NativeCodec
+from hybrid_retrieval.search.native import LONGEST_VECTOR, CentroidScores, NativeCodec
 from hybrid_retrieval.search.steps import approximate_scores, candidate_windows, centroid_scores, exact_scores
 from hybrid_retrieval.storage import Snapshot
 from hybrid_retrieval.types import best_first, check_count
@@ -246,7 +246,7 @@ class Searcher:
         self,
         native: NativeCodec,
         query: Float32,
-        centroid: Float32,
+        centroid: CentroidScores,
         rows: list[Int64],
         width: int,
         nprobe: int,
@@ -259,15 +259,13 @@ class Searcher:
             if len(segment.codes) <= TOKENS_WITHOUT_LISTS:
                 windows, first = segment.windows_of(local)
             else:
-                windows, levels = native.candidate_windows(table, len(query), nprobe, segment)
+                allowed = ~segment.deleted[self._owners[number]] if segment.deleted.any() else None
+                most = LISTED_PER_CANDIDATE * width
+                windows, named = native.candidate_windows(table, len(query), nprobe, segment, allowed, most)
                 owners = self._owners[number][windows]
-                if segment.deleted.any():
-                    allowed = ~segment.deleted[owners]
-                    windows, owners, levels = windows[allowed], owners[allowed], levels[allowed]
-                kept = _highest(levels, LISTED_PER_CANDIDATE * width)
-                if len(kept) < len(windows) and len(np.unique(owners[kept])) < width:
-                    kept = np.arange(len(windows))  # few passages of many windows
-                windows, owners = windows[kept], owners[kept]
+                if len(windows) < named and len(np.unique(owners)) < width:  # few passages of many windows
+                    windows, _ = native.candidate_windows(table, len(query), nprobe, segment, allowed, named)
+                    owners = self._owners[number][windows]
                 first = np.flatnonzero(np.diff(owners, prepend=-1))
                 local = owners[first]
             found = native.approximate_scores(table, segment, windows, threads)
@@ -280,17 +278,6 @@ class Searcher:
                 candidates[number] = np.concatenate([local, others])
                 approximate[number] = np.concatenate([scores, np.full(len(others), -1, np.int32)])
         return _best_rows(candidates, approximate, width)
-
-
-def _highest(levels: NDArray[np.int32], count: int) -> Int64:
-    """Positions, rising, of the `count` highest levels (none below 0), ties by position. Levels are few and mostly tie:
-    counting them is faster than ordering them."""
-    if count >= len(levels):
-        return np.arange(len(levels))
-    at_least = np.cumsum(np.bincount(levels)[::-1])[::-1]
-    threshold = int(np.flatnonzero(at_least >= count)[-1])
-    above, tied = np.flatnonzero(levels > threshold), np.flatnonzero(levels == threshold)
-    return np.sort(np.concatenate([above, tied[: count - len(above)]]))
 
 
 def _best_rows(rows: list[Int64], scores: list[NDArray[Any]], width: int) -> list[Int64]:

@@ -36,7 +36,7 @@ class Tokens:
 
     def native(self, variant: str, query: np.ndarray) -> np.ndarray:
         codec = self.codec(variant)
-        scores = codec.centroid_scores(query)
+        scores, _, _ = codec.centroid_scores(query)
         return codec.maxsim(query, scores, self.codes, self.residuals, self.no_norms(), self.starts, self.lengths)
 
     def no_norms(self) -> np.ndarray:

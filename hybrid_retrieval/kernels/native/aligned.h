@@ -34,6 +34,20 @@ struct LineAllocator {
     }
 };
 
+// Without the zeros that a vector fills new memory with: for what is overwritten as a whole.
+template <typename T, typename = ThisFile>
+struct UninitialisedAllocator : LineAllocator<T> {
+    typedef T value_type;
+    template <typename U>
+    struct rebind {
+        typedef UninitialisedAllocator<U> other;
+    };
+    void construct(T*) {}
+};
+
+template <typename T>
+using Uninitialised = std::vector<T, UninitialisedAllocator<T>>;
+
 template <typename T>
 using Aligned = std::vector<T, LineAllocator<T>>;
 

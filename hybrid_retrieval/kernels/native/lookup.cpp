@@ -1,36 +1,14 @@
 // MaxSim straight from packed residuals of 1, 2 or 4 bits a dimension, by tables instead of products.
 //
-// A token's vector is (c + w) / |c + w|, c its centroid and w its residual. q.c is known for every centroid, and q.w is
-// the sum over the half bytes of the packed residual of what each adds (tables.h), for 32 query tokens at a time: a load
-// and an addition for 16 of them where products of unpacked numbers (pmaddwd) would take four multiplications and
-// additions at 2 bits. The values have 16 bits; sums of 8 are widened before the next 8, so every sum is exact.
-#include <algorithm>
-#include <limits>
-
-#include "aligned.h"
-#include "norms.h"
-#include "simd.h"
-#include "tables.h"
+// A query token's product with a residual is the sum over the half bytes of the packed residual of what each adds
+// (tables.h), for 32 query tokens at a time: a load and an addition for 16 of them where products of unpacked numbers
+// (pmaddwd) would take four multiplications and additions at 2 bits. The values have 16 bits; sums of 8 are widened before
+// the next 8, so every sum is exact.
+#include "windows.h"
 
 namespace hr {
 namespace HR_VARIANT {
 namespace {
-
-// Tokens that pass through one word's tables (16 KB) together, so that these are read from the nearest cache.
-constexpr int kBatch = 128;
-constexpr int kAhead = 16;  // tokens whose centroid's scores are fetched while those before them are summed
-
-#if defined(__AVX512BW__)
-constexpr int kLanes = 16;
-#elif defined(__AVX2__)
-constexpr int kLanes = 8;
-#else
-constexpr int kLanes = 4;
-#endif
-typedef float Vec __attribute__((vector_size(kLanes * 4), aligned(4), may_alias));
-typedef int32_t Whole __attribute__((vector_size(kLanes * 4), aligned(4), may_alias));
-inline Vec load(const float* p) { return *reinterpret_cast<const Vec*>(p); }
-inline void store(float* p, Vec v) { *reinterpret_cast<Vec*>(p) = v; }
 
 inline uint64_t load_word(const uint8_t* packed, int64_t bytes) {
     uint64_t word = 0;
@@ -141,117 +119,48 @@ inline void add_word(uint64_t word, const uint16_t* tables, int32_t* sums) {
 #endif
 }
 
-struct Batch {
-    int count = 0;
-    int64_t token[kBatch], window[kBatch];
-    alignas(64) int32_t sums[kBatch][kRow];
-};
-
-// One group of kRow query tokens against all windows; adds the sums of their maxima to scores.
-class Pass {
+// Sums by the tables of one group of query tokens.
+class TableSums {
   public:
-    Pass(const ResidualTables& query, int64_t group, const PackedTokens& index, float* scores)
-        : index_(index), scores_(scores), stride_(query.stride), tokens_(std::min<int64_t>(kRow, query.tokens - group * kRow)),
-          words_((index.width + 7) / 8), tables_(query.values + group * words_ * kWord * 16 * kRow),
-          scale_(query.scale + group * kRow), bias_(query.bias + group * kRow),
-          centroid_scores_(query.centroid_scores + group * kRow), scratch_(kUnpacked * index.dimensions) {}
+    TableSums(const uint16_t* tables, int64_t words) : tables_(tables), words_(words) {}
 
-    // false for a code that is no centroid's
-    bool run(const int64_t* starts, const int64_t* lengths, int64_t windows) {
-        for (int64_t w = 0; w < windows; ++w) {
-            if (lengths[w] == 0) scores_[w] = -std::numeric_limits<float>::infinity();
-            for (int64_t token = starts[w]; token < starts[w] + lengths[w]; ++token) {
-                if (index_.codes[token] >= index_.num_centroids) return false;
-                __builtin_prefetch(index_.residuals + token * index_.width);  // on its way when the batch is complete
-                batch_.token[batch_.count] = token;
-                batch_.window[batch_.count++] = w;
-                if (batch_.count == kBatch) flush();
-            }
+    // One word of all tokens after the other: its tables (16 KB) are read from the nearest cache.
+    void fill(const PackedTokens& index, const int64_t* tokens, int count, int32_t (*sums)[kRow]) {
+        for (int64_t word = 0; word < words_; ++word) {
+            if (word == 0)
+                add_words<true>(index, word, tokens, count, sums);
+            else
+                add_words<false>(index, word, tokens, count, sums);
         }
-        flush();
-        finish();
-        return true;
     }
 
   private:
-    void flush() {
-        const int count = batch_.count;
-        for (int64_t word = 0; word < words_; ++word) {
-            if (word == 0)
-                add_words<true>(word);
-            else
-                add_words<false>(word);
-        }
-        float factors[kBatch];
-        inverse_norms(index_, batch_.token, count, scratch_.data(), factors);
-        const float* centroids[kBatch];
-        for (int i = 0; i < count; ++i) centroids[i] = centroid_scores_ + index_.codes[batch_.token[i]] * stride_;
-        for (int i = 0; i < count;) {
-            if (batch_.window[i] != window_) finish();
-            window_ = batch_.window[i];
-            Vec best[kRow / kLanes];
-            for (int v = 0; v < kRow / kLanes; ++v) best[v] = load(best_ + v * kLanes);
-            for (; i < count && batch_.window[i] == window_; ++i) {
-                const float factor = factors[i];
-                const float* centroid = centroids[i];
-                if (i + kAhead < count) {
-                    __builtin_prefetch(centroids[i + kAhead]);
-                    __builtin_prefetch(centroids[i + kAhead] + kRow / 2);
-                }
-                for (int v = 0; v < kRow / kLanes; ++v) {
-                    const int q = v * kLanes;
-                    const Whole sums = *reinterpret_cast<const Whole*>(batch_.sums[i] + q);
-                    const Vec s = ((load(centroid + q) + load(bias_ + q)) +
-                                   load(scale_ + q) * __builtin_convertvector(sums, Vec)) * factor;
-                    best[v] = s > best[v] ? s : best[v];
-                }
-            }
-            for (int v = 0; v < kRow / kLanes; ++v) store(best_ + v * kLanes, best[v]);
-        }
-        batch_.count = 0;
-    }
-
-    // One word of each token's residual.
     template <bool first>
-    void add_words(int64_t word) {
+    void add_words(const PackedTokens& index, int64_t word, const int64_t* tokens, int count, int32_t (*sums)[kRow]) {
         const uint16_t* tables = tables_ + word * kWord * 16 * kRow;
-        const uint8_t* packed = index_.residuals + word * 8;
-        const int64_t bytes = std::min<int64_t>(8, index_.width - word * 8);
+        const uint8_t* packed = index.residuals + word * 8;
+        const int64_t bytes = std::min<int64_t>(8, index.width - word * 8);
         if (bytes == 8)  // a size that the compiler knows is one load
-            for (int i = 0; i < batch_.count; ++i)
-                add_word<first>(load_word(packed + batch_.token[i] * index_.width, 8), tables, batch_.sums[i]);
+            for (int i = 0; i < count; ++i)
+                add_word<first>(load_word(packed + tokens[i] * index.width, 8), tables, sums[i]);
         else
-            for (int i = 0; i < batch_.count; ++i)
-                add_word<first>(load_word(packed + batch_.token[i] * index_.width, bytes), tables, batch_.sums[i]);
+            for (int i = 0; i < count; ++i)
+                add_word<first>(load_word(packed + tokens[i] * index.width, bytes), tables, sums[i]);
     }
 
-    // The window in hand is complete.
-    void finish() {
-        if (window_ >= 0) {
-            float sum = 0;
-            for (int64_t q = 0; q < tokens_; ++q) sum += best_[q];
-            scores_[window_] += sum;
-        }
-        std::fill(best_, best_ + kRow, -std::numeric_limits<float>::infinity());
-    }
-
-    const PackedTokens& index_;
-    float* scores_;
-    const int64_t stride_, tokens_, words_;
     const uint16_t* tables_;
-    const float *scale_, *bias_, *centroid_scores_;
-    Aligned<int16_t> scratch_;
-    Batch batch_;
-    int64_t window_ = -1;
-    float best_[kRow];
+    const int64_t words_;
 };
 
 bool maxsim_by_tables(const ResidualTables& query, const PackedTokens& index, const int64_t* starts,
                       const int64_t* lengths, int64_t windows, float* scores) {
     std::fill(scores, scores + windows, 0.0f);
-    for (int64_t group = 0; group * kRow < query.tokens; ++group) {
-        Pass pass(query, group, index, scores);
-        if (!pass.run(starts, lengths, windows)) return false;
+    const int64_t words = (index.width + 7) / 8;
+    for (int64_t first = 0; first < query.tokens; first += kRow) {
+        TableSums sums(query.values + first / kRow * words * kWord * 16 * kRow, words);
+        const Group group{query.scale + first, query.bias + first, query.centroid_scores + first, query.stride,
+                          std::min<int64_t>(kRow, query.tokens - first)};
+        if (!Pass<TableSums>(sums, group, index, scores).run(starts, lengths, windows)) return false;
     }
     return true;
 }

@@ -165,8 +165,8 @@ bool maxsim(const QueryCodes& query, const PackedTokens& index, const int64_t* s
     return true;
 }
 
-void levels(const float* scores, int64_t k, int64_t stride, int64_t tokens, uint8_t* table) {
-    float least = scores[0], most = scores[0];
+void range(const float* scores, int64_t k, int64_t stride, int64_t tokens, float* range) {
+    float least = range[0], most = range[1];
     for (int64_t c = 0; c < k; ++c) {
         const float* row = scores + c * stride;
 #pragma omp simd reduction(min : least) reduction(max : most)
@@ -175,6 +175,11 @@ void levels(const float* scores, int64_t k, int64_t stride, int64_t tokens, uint
             most = row[q] > most ? row[q] : most;
         }
     }
+    range[0] = least;
+    range[1] = most;
+}
+
+void levels(const float* scores, int64_t k, int64_t stride, int64_t tokens, float least, float most, uint8_t* table) {
     const float factor = 255.0f / std::max(most - least, 1e-9f);
     for (int64_t c = 0; c < k; ++c) {
         const float* row = scores + c * stride;
@@ -184,6 +189,7 @@ void levels(const float* scores, int64_t k, int64_t stride, int64_t tokens, uint
             const float level = (row[q] - least) * factor + 0.5f;
             to[q] = static_cast<uint8_t>(static_cast<int32_t>(level < 255.0f ? level : 255.0f));
         }
+        std::fill(to + tokens, to + stride, uint8_t{0});
     }
 }
 
@@ -232,7 +238,7 @@ bool approximate(const uint8_t* table, int64_t stride, int64_t num_centroids, co
 }  // namespace
 
 extern const MaxSimKernels maxsim_table;
-const MaxSimKernels maxsim_table{levels, maxsim, approximate};
+const MaxSimKernels maxsim_table{range, levels, maxsim, approximate};
 
 }  // namespace HR_VARIANT
 }  // namespace hr

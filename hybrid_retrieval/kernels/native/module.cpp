@@ -1,17 +1,20 @@
 // Python bindings: arrays are checked here once, and the global lock is released while a kernel runs.
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
+#include <nanobind/stl/optional.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
 #include <algorithm>
 #include <cmath>
 #include <memory>
+#include <optional>
 #include <stdexcept>
 #include <string>
 #include <vector>
 
 #include "aligned.h"
+#include "lists.h"
 #include "tables.h"
 #include "variants.h"
 
@@ -41,6 +44,7 @@ struct Variant {
     const hr::Kernels& layers;
     const hr::MaxSimKernels& products;
     const hr::TableKernels& lookups;
+    const hr::DigitKernels* digits;  // null where there are no tiles
 };
 
 bool always() { return true; }
@@ -78,15 +82,18 @@ bool has_amx() {
 const Variant kVariants[] = {
 #if defined(HR_X86)
 #if defined(HR_AMX)
-    {"amx", has_amx, hr::amx::table, hr::avx512vnni::maxsim_table, hr::avx512vnni::lookup_table},
+    {"amx", has_amx, hr::amx::table, hr::avx512vnni::maxsim_table, hr::avx512vnni::lookup_table,
+     &hr::amx::digit_table},
 #endif
-    {"avx512vnni", has_avx512vnni, hr::avx512vnni::table, hr::avx512vnni::maxsim_table, hr::avx512vnni::lookup_table},
-    {"avx2", has_avx2, hr::avx2::table, hr::avx2::maxsim_table, hr::avx2::lookup_table},
+    {"avx512vnni", has_avx512vnni, hr::avx512vnni::table, hr::avx512vnni::maxsim_table, hr::avx512vnni::lookup_table,
+     nullptr},
+    {"avx2", has_avx2, hr::avx2::table, hr::avx2::maxsim_table, hr::avx2::lookup_table, nullptr},
 #endif
 #if defined(HR_ARM64)
-    {"neon", always, hr::neon::table, hr::neon::maxsim_table, hr::neon::lookup_table},  // part of the architecture
+    {"neon", always, hr::neon::table, hr::neon::maxsim_table, hr::neon::lookup_table,
+     nullptr},  // part of the architecture
 #endif
-    {"portable", always, hr::portable::table, hr::portable::maxsim_table, hr::portable::lookup_table},
+    {"portable", always, hr::portable::table, hr::portable::maxsim_table, hr::portable::lookup_table, nullptr},
 };
 
 std::vector<std::string> variants() {
@@ -102,11 +109,12 @@ const Variant& variant_of(const std::string& name) {
     throw nb::value_error(("this processor cannot run the variant '" + name + "'").c_str());
 }
 
-template <typename T>
-nb::object owned(std::vector<T>&& values, std::vector<size_t> shape) {
-    auto* kept = new std::vector<T>(std::move(values));
-    nb::capsule owner(kept, [](void* p) noexcept { delete static_cast<std::vector<T>*>(p); });
-    return nb::cast(nb::ndarray<nb::numpy, T>(kept->data(), shape.size(), shape.data(), owner));
+template <typename Vector>
+nb::object owned(Vector&& values, std::vector<size_t> shape) {
+    using Kept = std::remove_reference_t<Vector>;
+    auto* kept = new Kept(std::move(values));
+    nb::capsule owner(kept, [](void* p) noexcept { delete static_cast<Kept*>(p); });
+    return nb::cast(nb::ndarray<nb::numpy, typename Kept::value_type>(kept->data(), shape.size(), shape.data(), owner));
 }
 
 void require(bool condition, const char* message) {
@@ -256,7 +264,6 @@ class Codec {
   public:
     Codec(const std::string& variant, Matrix centroids, Floats weights, Array<uint8_t, nb::ndim<2>> buckets)
         : variant_(variant_of(variant)),
-          centroids_(centroids.data(), centroids.data() + centroids.size()),
           weights_(weights.data(), weights.data() + weights.size()),
           buckets_(buckets.data(), buckets.data() + buckets.size()), k_(centroids.shape(0)), d_(centroids.shape(1)),
           per_byte_(buckets.shape(1)) {
@@ -279,7 +286,7 @@ class Codec {
         squares_.resize(k_);
         scales_.resize(k_);
         for (size_t c = 0; c < k_; ++c) {
-            const float* row = centroids_.data() + c * d_;
+            const float* row = centroids.data() + c * d_;
             float top = 0;
             double square = 0;
             for (size_t i = 0; i < d_; ++i) {
@@ -292,33 +299,47 @@ class Codec {
             squares_[c] = static_cast<float>(square);
             scales_[c] = 2 * scale * weight_scale_;
         }
+        if (variant_.digits) {
+            const auto k = static_cast<int64_t>(k_), d = static_cast<int64_t>(d_);
+            digits_.resize(variant_.digits->packed_bytes(k, d));
+            digit_steps_.resize(k_);
+            variant_.digits->pack(centroids.data(), k, d, digits_.data(), digit_steps_.data());
+        } else {
+            centroids_.assign(centroids.data(), centroids.data() + centroids.size());
+        }
     }
     Codec(const Codec&) = delete;
 
-    // float32 [K, Lq rounded up to 32]: the product of every centroid with every query token, zeros for the padding
+    // float32 [K, Lq rounded up to 32]: the product of every centroid with every query token, zeros for the padding; and
+    // the least and the largest of the products
     nb::object centroid_scores(Matrix query) const {
         require(query.shape(1) == d_ && query.shape(0) > 0, "query must be float32 [Lq, D]");
         const size_t tokens = query.shape(0), stride = round_up(tokens, 32);
-        std::vector<float> columns(d_ * stride), out(k_ * stride);
-        for (size_t q = 0; q < tokens; ++q)
-            for (size_t i = 0; i < d_; ++i) columns[i * stride + q] = query(q, i);
+        hr::Uninitialised<float> out(k_ * stride);
+        float range[2] = {INFINITY, -INFINITY};
         {
             nb::gil_scoped_release released;
-            variant_.layers.multiply(centroids_.data(), static_cast<int64_t>(k_), static_cast<int64_t>(d_),
-                                     columns.data(), static_cast<int64_t>(stride), out.data());
+            if (variant_.digits)
+                variant_.digits->centroid_scores(digits_.data(), digit_steps_.data(), static_cast<int64_t>(k_),
+                                                 static_cast<int64_t>(d_), query.data(), static_cast<int64_t>(tokens),
+                                                 static_cast<int64_t>(stride), out.data(), range);
+            else
+                products(query, stride, out.data(), range);
         }
-        return owned(std::move(out), {k_, stride});
+        return nb::make_tuple(owned(std::move(out), {k_, stride}), range[0], range[1]);
     }
 
-    // uint8 [K, stride]: centroid_scores on 256 levels, one scale for the first `tokens` columns; zeros for the others
-    nb::object levels(Matrix scores, int64_t tokens) const {
+    // uint8 [K, stride]: centroid_scores on 256 levels from the least to the largest, one scale for the first `tokens`
+    // columns; zeros for the others
+    nb::object levels(Matrix scores, int64_t tokens, float least, float most) const {
         require(scores.shape(0) == k_ && tokens > 0 && static_cast<size_t>(tokens) <= scores.shape(1),
                 "scores must come from centroid_scores");
-        std::vector<uint8_t> out(scores.size());
+        require(least <= most, "least and most must come from centroid_scores");
+        hr::Uninitialised<uint8_t> out(scores.size());
         {
             nb::gil_scoped_release released;
             variant_.products.levels(scores.data(), static_cast<int64_t>(k_), static_cast<int64_t>(scores.shape(1)),
-                                     tokens, out.data());
+                                     tokens, least, most, out.data());
         }
         return owned(std::move(out), {scores.shape(0), scores.shape(1)});
     }
@@ -346,8 +367,10 @@ class Codec {
         {
             nb::gil_scoped_release released;
             // Below 8 bytes a residual, sums of 16-bit values are too coarse.
-            known = per_byte_ > 1 && residuals.shape(1) >= 8 ? by_tables(query, scores, index, starts, lengths, out)
-                                                             : by_products(query, scores, index, starts, lengths, out);
+            const bool by_sums = per_byte_ > 1 && residuals.shape(1) >= 8;
+            known = !by_sums           ? by_products(query, scores, index, starts, lengths, out)
+                    : variant_.digits ? by_digits(query, scores, index, starts, lengths, out)
+                                      : by_tables(query, scores, index, starts, lengths, out);
         }
         require(known, "a token's code is not below the number of centroids");
         return owned(std::move(out), {starts.shape(0)});
@@ -370,70 +393,46 @@ class Codec {
         return owned(std::move(out), {starts.shape(0)});
     }
 
-    // Windows, rising, in the lists of each query token's `nprobe` best centroids by table uint8 [K, stride], and for each
-    // what is known of its score: over the query tokens, the level of its best probed centroid above the last probed one.
-    // Where table values tie at the limit, all of them are probed. Returns (uint32 [n], int32 [n]).
+    // `listed_windows` (lists.h): (uint32 [n], int32 [n], windows named at all)
     nb::object candidates(Array<uint8_t, nb::ndim<2>> table, int64_t tokens, int64_t nprobe,
-                          Array<uint32_t, nb::ndim<1>> lists, Offsets list_offsets, int64_t windows) const {
+                          Array<uint32_t, nb::ndim<1>> lists, Offsets list_offsets, int64_t windows, int64_t most,
+                          std::optional<Array<uint8_t, nb::ndim<1>>> allowed) const {
         require(table.shape(0) == k_, "table must be uint8 [K, stride]");
         require(tokens > 0 && static_cast<size_t>(tokens) <= table.shape(1), "tokens must be within the table's width");
-        require(nprobe > 0 && windows >= 0, "nprobe must be positive");
+        require(nprobe > 0 && windows >= 0 && most > 0, "nprobe and most must be positive");
+        require(!allowed || allowed->shape(0) == static_cast<size_t>(windows), "allowed must be uint8 [windows]");
         require(list_offsets.shape(0) == k_ + 1, "list_offsets must be int64 [K + 1]");
         check_lists(list_offsets, lists.shape(0));
-        std::vector<uint32_t> found;
-        std::vector<int32_t> levels;
-        bool known = true;
+        hr::Listed listed;
+        bool known;
         {
             nb::gil_scoped_release released;
-            const size_t stride = table.shape(1);
-            const uint8_t* values = table.data();
-            std::vector<uint32_t> counts(static_cast<size_t>(tokens) * 256);
-            for (size_t c = 0; c < k_; ++c)
-                for (int64_t q = 0; q < tokens; ++q) ++counts[q * 256 + values[c * stride + q]];
-            std::vector<uint8_t> least(tokens);
-            for (int64_t q = 0; q < tokens; ++q) {
-                int64_t sum = 0;
-                int level = 255;
-                for (; level > 0; --level) {
-                    sum += counts[q * 256 + level];
-                    if (sum >= nprobe) break;
-                }
-                least[q] = static_cast<uint8_t>(level);
-            }
-            std::vector<std::vector<std::pair<int32_t, uint32_t>>> probed(tokens);  // (level, centroid)
-            for (size_t c = 0; c < k_; ++c)
-                for (int64_t q = 0; q < tokens; ++q)
-                    if (values[c * stride + q] >= least[q])
-                        probed[q].emplace_back(values[c * stride + q], static_cast<uint32_t>(c));
-            struct Listed {
-                int32_t last = -1, levels = 0;  // the last query token that came to the window; the sum
-            };
-            std::vector<Listed> listed(windows);
-            for (int64_t q = 0; q < tokens && known; ++q) {
-                // The best first, so that the first to name a window is the one that counts.
-                std::sort(probed[q].begin(), probed[q].end(), std::greater<>());
-                for (const auto& [level, centroid] : probed[q])
-                    for (int64_t i = list_offsets(centroid); i < list_offsets(centroid + 1) && known; ++i) {
-                        const uint32_t window = lists(i);
-                        known = window < windows;
-                        if (!known || listed[window].last == q) continue;
-                        listed[window].last = static_cast<int32_t>(q);
-                        listed[window].levels += level - least[q];
-                    }
-            }
-            for (int64_t w = 0; w < windows; ++w)
-                if (listed[w].last >= 0) {
-                    found.push_back(static_cast<uint32_t>(w));
-                    levels.push_back(listed[w].levels);
-                }
+            known = hr::listed_windows(table.data(), static_cast<int64_t>(k_), static_cast<int64_t>(table.shape(1)),
+                                       tokens, nprobe, {lists.data(), list_offsets.data(), windows},
+                                       allowed ? allowed->data() : nullptr, most, &listed);
         }
         require(known, "a list names a window that does not exist");
-        const size_t count = found.size();
-        return nb::make_tuple(owned(std::move(found), {count}), owned(std::move(levels), {count}));
+        const size_t count = listed.windows.size();
+        return nb::make_tuple(owned(std::move(listed.windows), {count}), owned(std::move(listed.levels), {count}),
+                              listed.named);
     }
 
   private:
+    static constexpr size_t kScored = 1024;  // centroids whose scores are still in a near cache when their range is read
+
     static size_t round_up(size_t tokens, size_t to) { return (tokens + to - 1) / to * to; }
+
+    void products(const Matrix& query, size_t stride, float* out, float* range) const {
+        std::vector<float> columns(d_ * stride);
+        for (size_t q = 0; q < query.shape(0); ++q)
+            for (size_t i = 0; i < d_; ++i) columns[i * stride + q] = query(q, i);
+        for (size_t c = 0; c < k_; c += kScored) {
+            const auto count = static_cast<int64_t>(std::min(kScored, k_ - c)), width = static_cast<int64_t>(stride);
+            float* to = out + c * stride;
+            variant_.layers.multiply(centroids_.data() + c * d_, count, static_cast<int64_t>(d_), columns.data(), width, to);
+            variant_.products.range(to, count, width, static_cast<int64_t>(query.shape(0)), range);
+        }
+    }
 
     bool by_tables(const Matrix& query, const Matrix& scores, const hr::PackedTokens& index, const Offsets& starts,
                    const Offsets& lengths, std::vector<float>& out) const {
@@ -442,6 +441,14 @@ class Codec {
                                             buckets_.data(), static_cast<int64_t>(per_byte_));
         return variant_.lookups.maxsim(tables->view(scores.data(), static_cast<int64_t>(scores.shape(1)), tokens),
                                        index, starts.data(), lengths.data(), static_cast<int64_t>(out.size()),
+                                       out.data());
+    }
+
+    bool by_digits(const Matrix& query, const Matrix& scores, const hr::PackedTokens& index, const Offsets& starts,
+                   const Offsets& lengths, std::vector<float>& out) const {
+        const hr::ResidualQuery asked{query.data(), weights_.data(), buckets_.data(), scores.data(),
+                                      static_cast<int64_t>(scores.shape(1)), static_cast<int64_t>(query.shape(0))};
+        return variant_.digits->maxsim(asked, index, starts.data(), lengths.data(), static_cast<int64_t>(out.size()),
                                        out.data());
     }
 
@@ -480,6 +487,8 @@ class Codec {
     size_t k_, d_, per_byte_;
     float most_, weight_scale_;
     std::vector<int16_t> table_levels_, levels_;
+    hr::Aligned<int8_t> digits_;  // the centroids', where the variant has tiles; else centroids_ holds them
+    std::vector<float> digit_steps_;
     std::vector<float> squares_, scales_;
 };
 
@@ -495,11 +504,11 @@ NB_MODULE(_native, m) {
         .def(nb::init<const std::string&, Matrix, Floats, Array<uint8_t, nb::ndim<2>>>(), "variant"_a, "centroids"_a,
              "weights"_a, "buckets"_a)
         .def("centroid_scores", &Codec::centroid_scores, "query"_a)
-        .def("levels", &Codec::levels, "scores"_a, "tokens"_a)
+        .def("levels", &Codec::levels, "scores"_a, "tokens"_a, "least"_a, "most"_a)
         .def("maxsim", &Codec::maxsim, "query"_a, "scores"_a, "codes"_a, "residuals"_a,
              "inverse_norms"_a, "starts"_a, "lengths"_a)
         .def("candidates", &Codec::candidates, "table"_a, "tokens"_a, "nprobe"_a, "lists"_a, "list_offsets"_a,
-             "windows"_a)
+             "windows"_a, "most"_a, "allowed"_a = nb::none())
         .def("approximate", &Codec::approximate, "table"_a, "codes"_a, "starts"_a, "lengths"_a);
     nb::class_<Trunk>(m, "Trunk")
         .def(nb::init<const std::string&, int64_t, int64_t, int64_t, float>(), "variant"_a, "hidden"_a, "heads"_a,

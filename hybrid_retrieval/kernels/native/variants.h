@@ -63,8 +63,10 @@ struct PackedTokens {
 };
 
 struct MaxSimKernels {
-    // scores [K, stride] on 256 levels between the least and the largest of the first `tokens` columns; zeros beyond
-    void (*levels)(const float* scores, int64_t k, int64_t stride, int64_t tokens, uint8_t* table);
+    // range [2], the least and the largest, widened by the first `tokens` columns of scores [K, stride]
+    void (*range)(const float* scores, int64_t k, int64_t stride, int64_t tokens, float* range);
+    // scores [K, stride], the first `tokens` columns of them on 256 levels between the least and the largest; zeros beyond
+    void (*levels)(const float* scores, int64_t k, int64_t stride, int64_t tokens, float least, float most, uint8_t* table);
     // scores [W], -inf for a window without tokens; false where a code is not below num_centroids
     bool (*maxsim)(const QueryCodes& query, const PackedTokens& index, const int64_t* starts, const int64_t* lengths,
                    int64_t windows, float* scores);
@@ -76,6 +78,27 @@ struct MaxSimKernels {
 struct TableKernels {
     bool (*maxsim)(const ResidualTables& query, const PackedTokens& index, const int64_t* starts,
                    const int64_t* lengths, int64_t windows, float* scores);
+};
+
+// Query tokens as they are, for kernels that lay them out themselves.
+struct ResidualQuery {
+    const float* query;    // [tokens, D]
+    const float* weights;  // [2^nbits], nbits 1, 2 or 4
+    const uint8_t* buckets;  // [256, per_byte]: the buckets in each byte
+    const float* centroid_scores;  // [K, stride]
+    int64_t stride, tokens;
+};
+
+// Products in digits, on the variant that has tiles.
+struct DigitKernels {
+    int64_t (*packed_bytes)(int64_t k, int64_t d);
+    // centroids float32 [K, D] -> packed int8 [packed_bytes], zeros at first, and steps float32 [K]
+    void (*pack)(const float* centroids, int64_t k, int64_t d, int8_t* packed, float* steps);
+    // query [tokens, D] -> out float32 [K, stride], stride a multiple of 32; range [2] as above
+    void (*centroid_scores)(const int8_t* packed, const float* steps, int64_t k, int64_t d, const float* query,
+                            int64_t tokens, int64_t stride, float* out, float* range);
+    bool (*maxsim)(const ResidualQuery& query, const PackedTokens& index, const int64_t* starts, const int64_t* lengths,
+                   int64_t windows, float* scores);
 };
 
 struct Kernels {
@@ -111,6 +134,7 @@ extern const TableKernels lookup_table;
 #if defined(HR_AMX)
 namespace amx {
 extern const Kernels table;
+extern const DigitKernels digit_table;
 }
 #endif
 #endif

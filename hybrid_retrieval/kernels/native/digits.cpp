@@ -1,0 +1,292 @@
+// Products of centroids and of packed residuals with query tokens on AMX tiles: real numbers as whole ones of two or three
+// digits of 7 bits, whose products (tdpbssd) are summed by the weight of the digits. Three digits each give centroids'
+// scores as exact as float32; two digits, without the product of the lower ones, give q.w to about 1e-6.
+#include <cmath>
+
+#include "amx.h"
+#include "windows.h"
+
+namespace hr {
+namespace HR_VARIANT {
+namespace {
+
+constexpr int kDigitBits = 7;
+constexpr int64_t kColumnTile = kTileBytes;  // of 16 query tokens and 64 inputs
+
+// The largest whole number of `digits` digits: the first lies between -127 and 127, the others between -64 and 63.
+constexpr int32_t largest(int digits) { return digits == 1 ? 127 : largest(digits - 1) << kDigitBits; }
+
+// The `digits` digits of a whole number, the first one first, `stride` apart.
+template <int digits>
+inline void split(int32_t number, int8_t* out, int64_t stride) {
+    for (int i = digits - 1; i > 0; --i) {
+        const int32_t digit = ((number + 64) & 127) - 64;
+        out[i * stride] = static_cast<int8_t>(digit);
+        number = (number - digit) >> kDigitBits;
+    }
+    out[0] = static_cast<int8_t>(number);
+}
+
+// What one step of whole numbers with `digits` digits is worth, so that the largest of n floats has the largest number.
+inline float step_of(const float* values, int64_t n, int digits) {
+    float top = 0;
+    for (int64_t i = 0; i < n; ++i) top = std::max(top, std::fabs(values[i]));
+    return top > 0 ? top / static_cast<float>(largest(digits)) : 1.0f;
+}
+
+inline int32_t whole(float value, float step) { return static_cast<int32_t>(std::lrint(value / step)); }
+
+// Where input i of a query token stands among the digits of up to 32 tokens: [steps of 64 inputs][digits][2 tiles of 16
+// tokens][16][16 tokens][4 inputs].
+inline int64_t query_place(int64_t i, int64_t q, int digits) {
+    return i / kTileInputs * digits * 2 * kColumnTile + q / 16 * kColumnTile + i % kTileInputs / 4 * 64 + q % 16 * 4 + i % 4;
+}
+
+// ---- Centroids: packed as [K rounded up to 16 / 16][steps][3 digits][16 centroids][64 inputs]
+
+int64_t packed_bytes(int64_t k, int64_t d) {
+    return (k + kTileRows - 1) / kTileRows * ((d + kTileInputs - 1) / kTileInputs) * 3 * kTileBytes;
+}
+
+// packed: zeros at first
+void pack_centroids(const float* centroids, int64_t k, int64_t d, int8_t* packed, float* steps) {
+    const int64_t row_tiles = (d + kTileInputs - 1) / kTileInputs * 3;
+    for (int64_t c = 0; c < k; ++c) {
+        const float* row = centroids + c * d;
+        steps[c] = step_of(row, d, 3);
+        int8_t* to = packed + c / kTileRows * row_tiles * kTileBytes + c % kTileRows * kTileInputs;
+        for (int64_t i = 0; i < d; ++i)
+            split<3>(whole(row[i], steps[c]), to + i / kTileInputs * 3 * kTileBytes + i % kTileInputs, kTileBytes);
+    }
+}
+
+// sums int32 [3][16][16] of 16 centroids with 16 query tokens, by the weight of the digits: the first times the first;
+// first times second; first times third and second times second.
+inline void centroid_products(const int8_t* centroids, const int8_t* query, int64_t steps, int32_t* sums) {
+    _tile_zero(0);
+    _tile_zero(1);
+    _tile_zero(2);
+    for (int64_t s = 0; s < steps; ++s) {
+        const int8_t* a = centroids + s * 3 * kTileBytes;
+        const int8_t* b = query + s * 6 * kColumnTile;
+        _tile_loadd(3, a, 64);
+        _tile_loadd(4, a + kTileBytes, 64);
+        _tile_loadd(5, a + 2 * kTileBytes, 64);
+        _tile_loadd(6, b, 64);
+        _tile_loadd(7, b + 2 * kColumnTile, 64);
+        _tile_dpbssd(0, 3, 6);
+        _tile_dpbssd(1, 4, 6);
+        _tile_dpbssd(2, 5, 6);
+        _tile_loadd(6, b + 4 * kColumnTile, 64);
+        _tile_dpbssd(1, 3, 7);
+        _tile_dpbssd(2, 4, 7);
+        _tile_dpbssd(2, 3, 6);
+    }
+    _tile_stored(0, sums, 64);
+    _tile_stored(1, sums + 256, 64);
+    _tile_stored(2, sums + 512, 64);
+}
+
+void centroid_scores(const int8_t* packed, const float* steps, int64_t k, int64_t d, const float* query, int64_t tokens,
+                     int64_t stride, float* out, float* range) {
+    const int64_t count = (d + kTileInputs - 1) / kTileInputs;
+    const int64_t group_bytes = count * 6 * kColumnTile;
+    Aligned<int8_t> columns(stride / kRow * group_bytes);
+    Aligned<float> scales(stride, 0.0f), least(stride, range[0]), most(stride, range[1]);
+    for (int64_t q = 0; q < tokens; ++q) {
+        scales[q] = step_of(query + q * d, d, 3);
+        for (int64_t i = 0; i < d; ++i)
+            split<3>(whole(query[q * d + i], scales[q]),
+                     columns.data() + q / kRow * group_bytes + query_place(i, q % kRow, 3), 2 * kColumnTile);
+        scales[q] *= 1 << 2 * kDigitBits;  // of the lowest sums that are kept
+    }
+    const Tiles tiles;
+    alignas(64) int32_t sums[3][16][16];
+    for (int64_t c = 0; c < k; c += kTileRows) {
+        const int64_t rows = std::min(kTileRows, k - c);
+        for (int64_t q = 0; q < stride; q += 16) {
+            stored();
+            centroid_products(packed + c / kTileRows * count * 3 * kTileBytes,
+                              columns.data() + q / kRow * group_bytes + q % kRow / 16 * kColumnTile, count, sums[0][0]);
+            stored();
+            const Vec scale = load(scales.data() + q);
+            Vec low = load(least.data() + q), high = load(most.data() + q);
+            for (int64_t r = 0; r < rows; ++r) {
+                const auto part = [&](int i) { return __builtin_convertvector(*reinterpret_cast<const Whole*>(sums[i][r]), Vec); };
+                const Vec sum = (part(0) * 128.0f + part(1)) * 128.0f + part(2);
+                const Vec score = sum * (scale * steps[c + r]);
+                low = score < low ? score : low;
+                high = score > high ? score : high;
+                store(out + (c + r) * stride + q, score);
+            }
+            store(least.data() + q, low);
+            store(most.data() + q, high);
+        }
+    }
+    for (int64_t q = 0; q < tokens; ++q) {
+        range[0] = std::min(range[0], least[q]);
+        range[1] = std::max(range[1], most[q]);
+    }
+}
+
+// ---- Residuals
+
+// How residuals of one index are spread over steps of 64 inputs. A step takes the same bits of bytes that stand side by
+// side: of 64 of them, or of 32 or 16 where a residual has no more, and then other bits of them beside.
+struct Spread {
+    int64_t width, per_byte, chunk, chunks, copies, steps;
+    int nbits;
+    Spread(int64_t width, int64_t per_byte)
+        : width(width), per_byte(per_byte), chunk(width > 32 ? 64 : width > 16 ? 32 : 16),
+          chunks((width + chunk - 1) / chunk), copies(std::min<int64_t>(64 / chunk, per_byte)),
+          steps(chunks * per_byte / copies), nbits(static_cast<int>(8 / per_byte)) {}
+    // Byte of the residual behind input i of a step, the lowest of its bits that count; false where there is none.
+    bool source(int64_t step, int64_t i, int64_t* byte, int* bit) const {
+        const int64_t copy = i / chunk, each = per_byte / copies;
+        *byte = step / each * chunk + i % chunk;
+        *bit = static_cast<int>(step % each * copies + copy) * nbits;
+        return copy < copies && *byte < width;
+    }
+};
+
+// Query tokens and the residuals' weights in two digits.
+class DigitSums {
+  public:
+    DigitSums(const ResidualQuery& query, int64_t first, const PackedTokens& index)
+        : spread_(index.width, index.per_byte), query_(spread_.steps * 4 * kColumnTile),
+          unpacked_(spread_.steps * 2 * kTileBytes) {
+        const int64_t d = index.dimensions, count = 1 << spread_.nbits;
+        const float weight_step = step_of(query.weights, count, 2);
+        for (int64_t value = 0; value < count; ++value) {
+            // The bucket behind a value in a byte's lowest bits, which are its last dimension's.
+            const uint8_t bucket = query.buckets[(value + 1) * spread_.per_byte - 1];
+            int8_t digits[2];
+            split<2>(whole(query.weights[bucket], weight_step), digits, 1);
+            for (int lane = 0; lane < 64; lane += 16) {
+                high_[lane + value] = digits[0];
+                low_[lane + value] = digits[1];
+            }
+        }
+        for (int64_t q = 0; q < std::min<int64_t>(kRow, query.tokens - first); ++q) {
+            const float* values = query.query + (first + q) * d;
+            const float step = step_of(values, d, 2);
+            scale_[q] = step * weight_step * (1 << kDigitBits);
+            for (int64_t s = 0; s < spread_.steps; ++s)
+                for (int64_t i = 0; i < kTileInputs; ++i) {
+                    int64_t byte;
+                    int bit;
+                    if (!spread_.source(s, i, &byte, &bit)) continue;
+                    const int64_t dimension = (byte + 1) * spread_.per_byte - 1 - bit / spread_.nbits;
+                    split<2>(whole(values[dimension], step),
+                             query_.data() + query_place(s * kTileInputs + i, q, 2), 2 * kColumnTile);
+                }
+        }
+        for (int64_t s = 0; s < spread_.per_byte / spread_.copies; ++s)
+            for (int lane = 0; lane < 32; ++lane) {
+                const int64_t copy = std::min(2 * lane / spread_.chunk, spread_.copies - 1);
+                shifts_[s][lane] = static_cast<uint16_t>((s * spread_.copies + copy) * spread_.nbits);
+            }
+    }
+
+    void fill(const PackedTokens& index, const int64_t* tokens, int count, int32_t (*sums)[kRow]) {
+        for (int first = 0; first < count; first += kTileRows) {
+            const int rows = std::min<int>(kTileRows, count - first);
+            for (int r = 0; r < rows; ++r) unpack_row(index.residuals + tokens[first + r] * index.width, r);
+            products();
+            for (int r = 0; r < rows; ++r)
+                for (int half = 0; half < 2; ++half) {
+                    const __m512i upper = _mm512_load_si512(upper_[r] + 16 * half);
+                    const __m512i lower = _mm512_load_si512(lower_[r] + 16 * half);
+                    // At most 1,024 * 127 * (127 * 128 + 2 * 64): within 32 bits.
+                    _mm512_storeu_si512(sums[first + r] + 16 * half,
+                                        _mm512_add_epi32(_mm512_slli_epi32(upper, kDigitBits), lower));
+                }
+        }
+    }
+
+    const float* scale() const { return scale_; }
+    const float* bias() const { return bias_; }
+
+  private:
+    void unpack_row(const uint8_t* packed, int row) {
+        const __m512i mask = _mm512_set1_epi8(static_cast<char>((1 << spread_.nbits) - 1));
+        const __m512i high = _mm512_load_si512(high_), low = _mm512_load_si512(low_);
+        int8_t* to = unpacked_.data() + row * kTileInputs;
+        const int64_t each = spread_.per_byte / spread_.copies;
+        for (int64_t chunk = 0; chunk < spread_.chunks; ++chunk) {
+            const int64_t left = std::min(spread_.chunk, spread_.width - chunk * spread_.chunk);
+            const uint8_t* from = packed + chunk * spread_.chunk;
+            __m512i bytes;
+            if (spread_.chunk == 64)
+                bytes = _mm512_maskz_loadu_epi8(~uint64_t{0} >> (64 - left), from);
+            else if (spread_.chunk == 32)
+                bytes = _mm512_broadcast_i64x4(_mm256_maskz_loadu_epi8(~uint32_t{0} >> (32 - left), from));
+            else
+                bytes = _mm512_broadcast_i32x4(_mm_maskz_loadu_epi8(static_cast<__mmask16>(0xFFFF >> (16 - left)), from));
+            for (int64_t s = 0; s < each; ++s, to += 2 * kTileBytes) {
+                const __m512i shifts = _mm512_load_si512(shifts_[s]);
+                const __m512i values = _mm512_and_si512(_mm512_srlv_epi16(bytes, shifts), mask);
+                _mm512_store_si512(to, _mm512_shuffle_epi8(high, values));
+                _mm512_store_si512(to + kTileBytes, _mm512_shuffle_epi8(low, values));
+            }
+        }
+    }
+
+    // Of 16 unpacked tokens: upper_, the sums of the first digits' products; lower_, of a first with a second digit.
+    void products() {
+        stored();
+        _tile_zero(0);
+        _tile_zero(1);
+        _tile_zero(2);
+        _tile_zero(3);
+        for (int64_t s = 0; s < spread_.steps; ++s) {
+            const int8_t* a = unpacked_.data() + s * 2 * kTileBytes;
+            const int8_t* b = query_.data() + s * 4 * kColumnTile;
+            _tile_loadd(4, a, 64);
+            _tile_loadd(6, b, 64);
+            _tile_loadd(7, b + kColumnTile, 64);
+            _tile_loadd(5, a + kTileBytes, 64);
+            _tile_dpbssd(0, 4, 6);
+            _tile_dpbssd(1, 4, 7);
+            _tile_dpbssd(2, 5, 6);
+            _tile_dpbssd(3, 5, 7);
+            _tile_loadd(6, b + 2 * kColumnTile, 64);
+            _tile_loadd(7, b + 3 * kColumnTile, 64);
+            _tile_dpbssd(2, 4, 6);
+            _tile_dpbssd(3, 4, 7);
+        }
+        _tile_stored(0, upper_[0], 128);
+        _tile_stored(1, upper_[0] + 16, 128);
+        _tile_stored(2, lower_[0], 128);
+        _tile_stored(3, lower_[0] + 16, 128);
+        stored();
+    }
+
+    const Spread spread_;
+    Aligned<int8_t> query_, unpacked_;
+    alignas(64) int8_t high_[64] = {}, low_[64] = {};
+    alignas(64) uint16_t shifts_[8][32];
+    alignas(64) int32_t upper_[kTileRows][kRow], lower_[kTileRows][kRow];
+    float scale_[kRow] = {}, bias_[kRow] = {};
+};
+
+bool maxsim_by_digits(const ResidualQuery& query, const PackedTokens& index, const int64_t* starts,
+                      const int64_t* lengths, int64_t windows, float* scores) {
+    std::fill(scores, scores + windows, 0.0f);
+    const Tiles tiles;
+    for (int64_t first = 0; first < query.tokens; first += kRow) {
+        DigitSums sums(query, first, index);
+        const Group group{sums.scale(), sums.bias(), query.centroid_scores + first, query.stride,
+                          std::min<int64_t>(kRow, query.tokens - first)};
+        if (!Pass<DigitSums>(sums, group, index, scores).run(starts, lengths, windows)) return false;
+    }
+    return true;
+}
+
+}  // namespace
+
+extern const DigitKernels digit_table;
+const DigitKernels digit_table{packed_bytes, pack_centroids, centroid_scores, maxsim_by_digits};
+
+}  // namespace HR_VARIANT
+}  // namespace hr
