@@ -28,6 +28,12 @@ class CentroidScores(NamedTuple):
     least: float
     most: float
 
+    def of_levels(self, levels: NDArray[np.int32], tokens: int) -> Float32:
+        """The scores that sums of `NativeCodec.table`'s levels over `tokens` query tokens stand for."""
+        step = (self.most - self.least) / 255
+        scores: Float32 = (levels * step + tokens * self.least).astype(np.float32)
+        return scores
+
 
 class NativeCodec:
     """A codec as the native kernels read it. Safe to share between threads."""

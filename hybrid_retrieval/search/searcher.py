@@ -29,14 +29,19 @@ if TYPE_CHECKING:
 Int64 = NDArray[np.int64]
 Float32 = NDArray[np.float32]
 
-# Automatic widths: centroids that each query token probes, and passages that survive pruning.
+# Automatic widths: centroids that each query token probes; the best by approximate score, which are scored exactly in
+# any case, and of how many at most the best are found among.
 NPROBE, NPROBE_PER_K = 16, 0.32
-CANDIDATES, CANDIDATES_PER_K = 128, 5
+FIRST, FIRST_PER_K = 32, 1.5
+MOST, MOST_PER_K = 256, 10
+# What an approximate score may rise by when it is made exact, in standard deviations of what the first ones rose by
+# beyond their mean.
+MARGIN = 2.0
 # The native kernels approximate every window of an index of up to this many tokens, a few milliseconds' work, and
 # leave the inverted lists to larger ones.
 TOKENS_WITHOUT_LISTS = 4_000_000
-# In those, windows that are approximated for each passage that survives: the best by what the lists alone say.
-LISTED_PER_CANDIDATE = 8
+# In those, windows that are approximated for each passage that may be scored: the best by what the lists alone say.
+LISTED_PER_CANDIDATE = 4
 
 
 class Found(NamedTuple):
@@ -45,6 +50,35 @@ class Found(NamedTuple):
     rows: Int64
     scores: Float32
     recall_bound: float | None
+
+
+class Width(NamedTuple):
+    """Passages that pruned search scores exactly: the `first`, and as many of up to `most` as may yet be hits."""
+
+    first: int
+    most: int
+
+    @classmethod
+    def chosen(cls, k: int, asked: int) -> Width:
+        """asked: for exactly so many, 0 for a choice from k."""
+        if asked:
+            return cls(max(k, asked), max(k, asked))
+        return cls(FIRST + int(FIRST_PER_K * k), MOST + MOST_PER_K * k)
+
+
+class Approximated(NamedTuple):
+    """What approximate scores were worked out for. rows: of each segment, int64. scores: float32, of all rows, one
+    segment after the other; a position counts within them."""
+
+    rows: list[Int64]
+    scores: Float32
+
+    def by_segment(self, positions: Int64) -> list[Int64]:
+        """The rows, of each segment, at rising positions."""
+        bounds = np.cumsum([0, *map(len, self.rows)])
+        cuts = np.searchsorted(positions, bounds[1:-1])
+        parts = np.split(positions, cuts)
+        return [rows[part - start] for rows, part, start in zip(self.rows, parts, bounds[:-1], strict=True)]
 
 
 class Searcher:
@@ -103,9 +137,10 @@ class Searcher:
         """For each query the k best passages, best first, ties by row.
 
         queries: float [Lq, D] each, finite. exact: score every passage. nprobe: centroids that each query
-        token probes, 0 chooses from k. num_candidates: passages that are scored exactly, 0 chooses from k,
-        never fewer than k. threads: at most 1,024, 0 means every core. n is k or, where there are fewer, the number of
-        passages that have vectors. Scores are the true MaxSim over the compressed vectors in either mode.
+        token probes, 0 chooses from k. num_candidates: passages that are scored exactly, never fewer than k;
+        0 chooses from k and from what the first of them score (`_undecided`). threads: at most 1,024, 0 means
+        every core. n is k or, where there are fewer, the number of passages that have vectors. Scores are the true
+        MaxSim over the compressed vectors in either mode.
         bound: also work out for how large a share of the hits it is sure that exhaustive search returns them
         (`search.bounds`), which reads every code and, the first time, decodes every token; else the bound is None.
         Raises `QueryError` and `ArrayError`.
@@ -116,12 +151,12 @@ class Searcher:
         check_count("num_candidates", num_candidates, 0)
         check_count("threads", threads, 0, MOST_THREADS)
         threads = threads or available_threads()
-        width = max(k, num_candidates or CANDIDATES + CANDIDATES_PER_K * k)
+        width = Width.chosen(k, num_candidates)
         nprobe = nprobe or NPROBE + int(NPROBE_PER_K * k)
-        exact = exact or width >= sum(map(len, self._all_rows))
+        exact = exact or width.first >= sum(map(len, self._all_rows))
         try:
             if self._device is not None:
-                return self._search_device(self._device, checked, k, exact, nprobe, width, bound)
+                return self._search_device(self._device, checked, k, exact, nprobe, width.most, bound)
             return [self._search(query, k, exact, nprobe, width, threads, bound) for query in checked]
         except (IndexError, ValueError) as error:
             # The query was checked above: only files that contradict each other lead here.
@@ -129,31 +164,49 @@ class Searcher:
                 f"{self.snapshot.path}: the index is damaged ({error}); run verify on it, and build it anew"
             ) from error
 
-    def _search(self, query: Float32, k: int, exact: bool, nprobe: int, width: int, threads: int, bound: bool) -> Found:
-        rows = self._all_rows
-        if self._native is not None:
-            centroid = self._native.centroid_scores(query)
-            if not exact:
-                rows = self._pruned_native(self._native, query, centroid, rows, width, nprobe, threads)
-        elif not exact:
-            rows = self._pruned(query, rows, width, nprobe)
+    def _search(
+        self, query: Float32, k: int, exact: bool, nprobe: int, width: Width, threads: int, bound: bool
+    ) -> Found:
+        centroid = None if self._native is None else self._native.centroid_scores(query)
+
+        def score(rows: list[Int64]) -> Float32:
+            return self._scored(query, centroid, rows, threads)
+
+        if exact:
+            rows = self._all_rows
+            scores = score(rows)
+        else:
+            if self._native is not None and centroid is not None:
+                candidates = self._candidates_native(self._native, query, centroid, nprobe, width, threads)
+            else:
+                candidates = self._candidates(query, nprobe)
+            order = best_first(candidates.scores, width.most)
+            kept = np.sort(order[: width.first])
+            scores = score(candidates.by_segment(kept))
+            more = _undecided(order[width.first :], candidates.scores, kept, scores, k)
+            kept, scores = np.concatenate([kept, more]), np.concatenate([scores, score(candidates.by_segment(more))])
+            rising = np.argsort(kept)
+            rows, scores = candidates.by_segment(kept[rising]), scores[rising]
+        all_rows = np.concatenate(
+            [part + segment.row_base for segment, part in zip(self.snapshot.segments, rows, strict=True)]
+        )
+        best = best_first(scores, k)
+        sure = self._recall_bound(query, scores[best], rows) if bound else None
+        return Found(all_rows[best], scores[best], sure)
+
+    def _scored(self, query: Float32, centroid: CentroidScores | None, rows: list[Int64], threads: int) -> Float32:
+        """The MaxSim of each segment's rows, one segment after the other."""
         scores = []
         for segment, packed, norms, local in zip(
             self.snapshot.segments, self._packed, self._inverse_norms, rows, strict=True
         ):
             windows, first = segment.windows_of(local)
-            if self._native is not None:
+            if self._native is not None and centroid is not None:
                 found = self._native.exact_scores(query, centroid, segment, norms, windows, threads)
             else:
                 found = exact_scores(query, packed, segment.token_offsets, windows, threads=threads)
             scores.append(np.maximum.reduceat(found, first) if len(local) else found)
-        all_rows = np.concatenate(
-            [local + segment.row_base for segment, local in zip(self.snapshot.segments, rows, strict=True)]
-        )
-        all_scores = np.concatenate(scores)
-        best = best_first(all_scores, k)
-        sure = self._recall_bound(query, all_scores[best], rows) if bound else None
-        return Found(all_rows[best], all_scores[best], sure)
+        return np.concatenate(scores)
 
     @property
     def on_device(self) -> bool:
@@ -224,11 +277,11 @@ class Searcher:
             for segment in self.snapshot.segments
         ]
 
-    def _pruned(self, query: Float32, rows: list[Int64], width: int, nprobe: int) -> list[Int64]:
-        """The `width` rows of the best approximate scores, rising, for each segment."""
+    def _candidates(self, query: Float32, nprobe: int) -> Approximated:
+        """Every row that can be found, with its approximate score."""
         scores = centroid_scores(query, self.snapshot.codec.centroids)
         approximate = []
-        for segment, local, owner_of in zip(self.snapshot.segments, rows, self._owners, strict=True):
+        for segment, local, owner_of in zip(self.snapshot.segments, self._all_rows, self._owners, strict=True):
             allowed = None
             if len(local) < segment.num_passages:
                 allowed = np.zeros(segment.num_windows, np.bool_)
@@ -240,51 +293,53 @@ class Searcher:
             by_row = np.full(segment.num_passages, found.floor.sum(dtype=np.float32), np.float32)
             np.maximum.at(by_row, owners, approximate_scores(found))
             approximate.append(by_row[local])
-        return _best_rows(rows, approximate, width)
+        return Approximated(self._all_rows, np.concatenate(approximate))
 
-    def _pruned_native(
-        self,
-        native: NativeCodec,
-        query: Float32,
-        centroid: CentroidScores,
-        rows: list[Int64],
-        width: int,
-        nprobe: int,
-        threads: int,
-    ) -> list[Int64]:
-        """The same on the native kernels."""
+    def _candidates_native(
+        self, native: NativeCodec, query: Float32, centroid: CentroidScores, nprobe: int, width: Width, threads: int
+    ) -> Approximated:
+        """The same on the native kernels; of large indexes only rows that the probed lists name, and others, if these
+        are fewer than are scored in any case."""
         table = native.table(centroid, len(query))
-        candidates, approximate = [], []
-        for number, (segment, local) in enumerate(zip(self.snapshot.segments, rows, strict=True)):
+        rows, approximate = [], []
+        for number, (segment, local) in enumerate(zip(self.snapshot.segments, self._all_rows, strict=True)):
             if len(segment.codes) <= TOKENS_WITHOUT_LISTS:
                 windows, first = segment.windows_of(local)
             else:
                 allowed = ~segment.deleted[self._owners[number]] if segment.deleted.any() else None
-                most = LISTED_PER_CANDIDATE * width
+                most = LISTED_PER_CANDIDATE * width.most
                 windows, named = native.candidate_windows(table, len(query), nprobe, segment, allowed, most)
                 owners = self._owners[number][windows]
-                if len(windows) < named and len(np.unique(owners)) < width:  # few passages of many windows
+                if len(windows) < named and len(np.unique(owners)) < width.most:  # few passages of many windows
                     windows, _ = native.candidate_windows(table, len(query), nprobe, segment, allowed, named)
                     owners = self._owners[number][windows]
                 first = np.flatnonzero(np.diff(owners, prepend=-1))
                 local = owners[first]
-            found = native.approximate_scores(table, segment, windows, threads)
-            candidates.append(local)
-            approximate.append(np.maximum.reduceat(found, first) if len(local) else found)
-        missing = width - sum(map(len, candidates))
-        if missing > 0:  # the lists named too few: any others fill up the width
-            for number, (local, scores) in enumerate(zip(candidates, approximate, strict=True)):
-                others = np.setdiff1d(rows[number], local, assume_unique=True)[:missing]
-                candidates[number] = np.concatenate([local, others])
-                approximate[number] = np.concatenate([scores, np.full(len(others), -1, np.int32)])
-        return _best_rows(candidates, approximate, width)
+            levels = native.approximate_scores(table, segment, windows, threads)
+            if len(local):
+                levels = np.maximum.reduceat(levels, first)
+            rows.append(local)
+            approximate.append(centroid.of_levels(levels, len(query)))
+        missing = width.first - sum(map(len, rows))
+        if missing > 0:
+            for number, local in enumerate(rows):
+                others = np.setdiff1d(self._all_rows[number], local, assume_unique=True)[:missing]
+                scores = np.append(approximate[number], np.full(len(others), -np.inf, np.float32))
+                filled = np.concatenate([local, others])
+                rising = np.argsort(filled)
+                rows[number], approximate[number] = filled[rising], scores[rising]
+        return Approximated(rows, np.concatenate(approximate))
 
 
-def _best_rows(rows: list[Int64], scores: list[NDArray[Any]], width: int) -> list[Int64]:
-    """The `width` rows of the best scores over all segments, rising, for each segment."""
-    kept = best_first(np.concatenate(scores), width)
-    bounds = np.cumsum([0, *map(len, rows)])
-    return [
-        np.sort(local[kept[(kept >= start) & (kept < stop)] - start])
-        for local, start, stop in zip(rows, bounds[:-1], bounds[1:], strict=True)
-    ]
+def _undecided(rest: Int64, approximate: Float32, scored: Int64, scores: Float32, k: int) -> Int64:
+    """Which of the candidates `rest`, positions in `approximate`, may yet be among the k best, rising.
+
+    scored: positions of those that have exact scores, and these. From an approximate score to the exact one it is
+    further for some passages than for others, and how much further differs by query and by collection. So it is
+    measured on those that are scored: the others may rise by their mean and `MARGIN` standard deviations.
+    """
+    rises = (scores - approximate[scored])[np.isfinite(approximate[scored])].astype(np.float64)
+    if not len(rest) or not len(rises):
+        return rest[:0]
+    most = rises.mean() + MARGIN * rises.std()
+    return np.sort(rest[approximate[rest] + most >= np.partition(scores, len(scores) - k)[len(scores) - k]])

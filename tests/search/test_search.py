@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from hybrid_retrieval.kernels import dispatch
 from hybrid_retrieval.kernels.reference import maxsim
 from hybrid_retrieval.ragged import Ragged
 from hybrid_retrieval.search import Searcher, steps
+from hybrid_retrieval.search.searcher import Width, _undecided
 from hybrid_retrieval.storage import Snapshot
 from hybrid_retrieval.types import best_first
 from tests.support import clustered, random_unit, unit
@@ -255,3 +257,35 @@ def test_codes_beyond_the_centroids_are_damage_not_a_crash(searcher: Searcher) -
 
 def test_best_first_is_the_tie_rule_of_search() -> None:
     assert best_first(np.array([1, 3, 3, 2], np.float32), 3).tolist() == [1, 2, 3]
+
+
+def test_what_may_yet_be_a_hit_is_told_by_what_the_first_rose_by() -> None:
+    approximate = np.array([9, 8, 7, 6, 5, -np.inf], np.float32)
+    scored, scores = np.array([0, 1, 5]), np.array([9.5, 9.5, 4], np.float32)  # rose by .5 and 1.5: 1, give or take .5
+    rest = np.array([2, 3, 4])
+    assert _undecided(rest, approximate, scored, scores, 2).tolist() == []
+    assert _undecided(rest, approximate, scored, scores, 3).tolist() == [2, 3, 4]
+    assert _undecided(rest, approximate + np.float32(0.6), scored, scores + np.float32(0.6), 2).tolist() == []
+    # Rose by .5 and fell by .5: those within 1 of the second best are open.
+    assert _undecided(rest, approximate, np.array([0, 1]), np.array([9.5, 7.5], np.float32), 2).tolist() == [2]
+    assert _undecided(rest[:0], approximate, scored, scores, 2).tolist() == []
+
+
+def test_more_is_scored_where_approximate_scores_say_less(searcher: Searcher, monkeypatch: pytest.MonkeyPatch) -> None:
+    query, counts = query_for(5), []
+    score = searcher._scored
+
+    def counted(query: np.ndarray, centroid: Any, rows: list[np.ndarray], threads: int) -> np.ndarray:
+        counts[-1] += sum(map(len, rows))
+        return score(query, centroid, rows, threads)
+
+    monkeypatch.setattr(searcher, "_scored", counted)
+    for margin in (-1e6, 0.0, 1e6):
+        monkeypatch.setattr("hybrid_retrieval.search.searcher.MARGIN", margin)
+        counts.append(0)
+        searcher.search(query, k=3)
+    width = Width.chosen(3, 0)
+    assert counts[0] == width.first <= counts[1] <= counts[2] == width.most < len(PASSAGES)
+    counts.append(0)
+    searcher.search(query, k=3, num_candidates=50)
+    assert counts[-1] == 50
