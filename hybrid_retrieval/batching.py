@@ -5,7 +5,9 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections import deque
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -45,33 +47,58 @@ class Batches:
         self._warned = False
         self._lock = threading.Lock()
 
-    def run(self, lengths: Sequence[int], forward: Callable[[list[int]], None]) -> None:
-        """Call `forward` with the positions of each batch until every row has been through.
+    def run(self, lengths: Sequence[int], forward: Callable[[list[int]], None], workers: int = 1) -> None:
+        """Call `forward` with the positions of each batch until every row has been through; from up to `workers`
+        threads at once, where there are as many batches.
 
         Out of memory, the budget is halved for good (said once, as a warning), and what remains is planned anew. Raises
-        `ModelError` where a single row does not fit.
+        `ModelError` where a single row does not fit. An error ends the run once the batches under way are through.
         """
-        waiting = plan_batches(lengths, self.tokens)
-        while waiting:
-            batch = waiting[0]
-            try:
-                forward(batch)
-            except Exception as error:  # the class is the device library's, which need not be installed
-                if not is_out_of_memory(error):
+        waiting = deque(plan_batches(lengths, self.tokens))
+
+        def work() -> None:
+            while True:
+                with self._lock:
+                    if not waiting:
+                        return
+                    batch = waiting.popleft()
+                try:
+                    if self._forwarded(batch, lengths, forward):
+                        continue
+                except BaseException:
+                    with self._lock:
+                        waiting.clear()
                     raise
-                if len(batch) == 1:
-                    raise ModelError(
-                        f"{self._name}: not enough memory on the device for a single row of {lengths[batch[0]]} "
-                        "tokens: lower max_tokens, free memory there, or use device 'cpu'"
-                    ) from None
-            else:
-                del waiting[0]
-                continue
-            # Outside of the handler: its traceback would keep the failed batch's memory.
-            self._halve(len(batch) * lengths[batch[0]])
-            rest = [position for batch in waiting for position in batch]
-            plan = plan_batches([lengths[position] for position in rest], self.tokens)
-            waiting = [[rest[i] for i in part] for part in plan]
+                # Outside of the handler: its traceback would keep the failed batch's memory.
+                self._halve(len(batch) * lengths[batch[0]])
+                with self._lock:
+                    rest = [position for batch in (batch, *waiting) for position in batch]
+                    plan = plan_batches([lengths[position] for position in rest], self.tokens)
+                    waiting.clear()
+                    waiting.extend([rest[i] for i in part] for part in plan)
+
+        together = min(workers, len(waiting))
+        if together < 2:
+            work()
+            return
+        with ThreadPoolExecutor(together) as pool:
+            for done in [pool.submit(work) for _ in range(together)]:
+                done.result()
+
+    def _forwarded(self, batch: list[int], lengths: Sequence[int], forward: Callable[[list[int]], None]) -> bool:
+        """Whether a batch fitted."""
+        try:
+            forward(batch)
+        except Exception as error:  # the class is the device library's, which need not be installed
+            if not is_out_of_memory(error):
+                raise
+            if len(batch) == 1:
+                raise ModelError(
+                    f"{self._name}: not enough memory on the device for a single row of {lengths[batch[0]]} "
+                    "tokens: lower max_tokens, free memory there, or use device 'cpu'"
+                ) from None
+            return False
+        return True
 
     def _halve(self, failed_tokens: int) -> None:
         with self._lock:

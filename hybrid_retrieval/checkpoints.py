@@ -47,6 +47,13 @@ def placement(torch: Any, device: str, dtype: str) -> tuple[Any, Any]:
     return torch.device(chosen), getattr(torch, dtype)
 
 
+def all_devices(torch: Any, placed: Any) -> list[Any]:
+    """Every device of the kind that `placement` chose: all CUDA devices that this process may see, or the processor."""
+    if placed.type != "cuda":
+        return [placed]
+    return [torch.device("cuda", number) for number in range(torch.cuda.device_count())]
+
+
 def weight_files(folder: Path) -> list[Path]:
     """The files that hold the weights, safetensors before pickles. Raises `ModelError` where there are none."""
     for pattern in ("*.safetensors", "pytorch_model*.bin"):

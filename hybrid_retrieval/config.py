@@ -149,7 +149,7 @@ class RerankerConfig:
     revision: str | None = None
     backend: Backend = "auto"
     device: Device = "auto"
-    dtype: DType = "auto"
+    dtype: Literal["auto", "float32", "float16", "bfloat16", "float8", "int8"] = "auto"
     threads: int = 0
     truncation: Literal["only_second", "longest_first"] = "only_second"
     max_tokens: int = 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 
 import numpy as np
 import pytest
@@ -62,6 +63,45 @@ def test_out_of_memory_leaves_no_row_out_and_scores_none_twice(
         logging.disable(logging.NOTSET)
     assert sorted(done) == list(range(len(lengths)))
     assert batches.tokens <= batch_tokens
+
+
+@given(st.lists(st.integers(1, 600), max_size=60), st.integers(1, 8000), st.integers(1, 5))
+def test_workers_share_the_batches_out(lengths: list[int], memory: int, workers: int) -> None:
+    done: list[int] = []
+
+    def forward(batch: list[int]) -> None:
+        if len(batch) > 1 and len(batch) * max(lengths[position] for position in batch) > memory:
+            raise OutOfMemoryError
+        done.extend(batch)
+
+    logging.disable(logging.WARNING)
+    try:
+        Batches(4096, "tiny").run(lengths, forward, workers)
+    finally:
+        logging.disable(logging.NOTSET)
+    assert sorted(done) == list(range(len(lengths)))
+
+
+def test_as_many_batches_as_workers_are_under_way_and_an_error_ends_them() -> None:
+    together = threading.Barrier(3, timeout=30)
+    done: list[int] = []
+
+    def forward(batch: list[int]) -> None:
+        if len(done) < 3:
+            together.wait()
+        done.extend(batch)
+
+    Batches(1, "tiny").run([1] * 3, forward, 3)
+    assert sorted(done) == [0, 1, 2]
+
+    def failing(batch: list[int]) -> None:
+        done.extend(batch)
+        raise ModelError("no")
+
+    done.clear()
+    with pytest.raises(ModelError, match="no"):
+        Batches(1, "tiny").run([1] * 100, failing, 2)
+    assert len(done) <= 2
 
 
 def test_the_smaller_budget_is_kept_and_said_once(caplog: pytest.LogCaptureFixture) -> None:

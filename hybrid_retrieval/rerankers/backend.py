@@ -13,9 +13,10 @@ from hybrid_retrieval.onnx_files import OnnxGraph
 
 class RerankerBackend(ABC):
     """Safe to share between threads. lanes: rows worked on side by side, each by a thread of its own; 1 where all cores
-    share each row."""
+    share each row. devices: batches worked on side by side."""
 
     lanes = 1
+    devices = 1
 
     @abstractmethod
     def forward(

@@ -77,7 +77,7 @@ class Reranker:
         revision: str | None = None,
         backend: Literal["auto", "native", "onnx", "torch"] = "auto",
         device: Literal["auto", "cpu", "cuda"] = "auto",
-        dtype: Literal["auto", "float32", "float16", "bfloat16", "int8"] = "auto",
+        dtype: Literal["auto", "float32", "float16", "bfloat16", "float8", "int8"] = "auto",
         threads: int = 0,
         truncation: Truncation = "only_second",
         max_tokens: int = 0,
@@ -89,7 +89,9 @@ class Reranker:
     ) -> Reranker:
         """Load `embedded`, a folder (a sequence classifier or an ONNX export) or a hub id.
 
-        dtype: `auto` is float16 on CUDA and float32 on a CPU; an ONNX folder keeps its own. max_tokens: of a pair; 0
+        dtype: `auto` is float16 on CUDA and float32 on a CPU; `float8` (products of XLM-R's and BERT's layers; the rest
+        in bfloat16) is for Ada and Hopper cards and newer ones; an ONNX folder keeps its own. device: `cuda` is every
+        device that this process may see, each with a batch of its own. max_tokens: of a pair; 0
         takes FlagReranker's 512, or the export's own. long_passages: a passage that does not fit is read in windows
         that share `window_overlap` tokens, and scored by their `max` or `mean`; `cut` reads its start alone, as
         FlagReranker does. max_passage_tokens: with windows, tokens of a passage that are read at all, 0 all of them.

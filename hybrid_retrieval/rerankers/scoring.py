@@ -64,7 +64,7 @@ class PairScorer:
                 self._cache.put(keys[i], logit)
             logits[chosen] = found
 
-        self._batches.run([len(rows[i]) for i in waiting], forward)
+        self._batches.run([len(rows[i]) for i in waiting], forward, self.backend.devices)
         bounds = np.cumsum([0, *(len(group.rows) for group in groups)]).tolist()
         return [
             self._pool(logits[bound : bound + len(group.rows)], group.offsets)

@@ -2,64 +2,113 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
-import threading
+import queue
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hybrid_retrieval.checkpoints import checkpoint_tokenizer, model_name, no_progress_bars, placement, weight_files
-from hybrid_retrieval.errors import ModelError
+from hybrid_retrieval.checkpoints import (
+    all_devices,
+    checkpoint_tokenizer,
+    model_name,
+    no_progress_bars,
+    placement,
+    weight_files,
+)
+from hybrid_retrieval.errors import ModelError, ModelSettingsError
 from hybrid_retrieval.model_files import fingerprint
 from hybrid_retrieval.optional import require
 from hybrid_retrieval.rerankers.backend import RerankerBackend
 from hybrid_retrieval.rerankers.loading import FLAG_MAX_TOKENS, limits
 from hybrid_retrieval.rerankers.pairs import convention_of
 
+FLOAT8 = "float8"
+
 
 class TorchRerankerBackend(RerankerBackend):
     """model: a transformers ...ForSequenceClassification with one output. XLM-R and BERT run without padding where
-    torch can, all others as transformers runs them; `padded` asks for that."""
+    torch can, all others as transformers runs them; `padded` asks for that. On CUDA every device that this process may
+    see holds the model, and works on a batch of its own."""
 
-    def __init__(self, model: Any, *, device: str, dtype: str, threads: int, padded: bool = False) -> None:
+    def __init__(
+        self,
+        model: Any,
+        *,
+        device: str,
+        dtype: str,
+        threads: int,
+        padded: bool = False,
+        devices: Sequence[Any] | None = None,
+    ) -> None:
+        """dtype: as `placement` has it, or `float8`: products of layers in float8 (e4m3), the rest in bfloat16.
+        devices: torch devices to use instead of those of `device`; one that stands there twice holds two copies."""
         self._torch = torch = require("torch", "the torch backend")
         from hybrid_retrieval.rerankers import unpadded
 
-        self._device, chosen = placement(torch, device, dtype)
-        if threads and self._device.type == "cpu":
+        placed, chosen = placement(torch, device, "bfloat16" if dtype == FLOAT8 else dtype)
+        if threads and placed.type == "cpu":
             torch.set_num_threads(threads)
-        unpaddable = unpadded.is_supported(model) and unpadded.has_varlen_attention(self._device, chosen, model)
+        places = all_devices(torch, placed) if devices is None else list(devices)
+        unpaddable = unpadded.is_supported(model) and all(
+            unpadded.has_varlen_attention(place, chosen, model) for place in places
+        )
         self.padded = padded or not unpaddable
-        self.model = (model if self.padded else unpadded.UnpaddedClassifier(model)).eval().to(self._device, chosen)
-        self._lock = threading.Lock()
+        if dtype == FLOAT8:
+            if self.padded:
+                raise ModelSettingsError(
+                    "float8 is for XLM-R and BERT classifiers without padding, on CUDA with torch's flash attention: "
+                    "use dtype 'bfloat16' or 'float16'"
+                )
+            unpadded.check_float8(places, model)
+        self.model = (model if self.padded else unpadded.UnpaddedClassifier(model)).eval().to(chosen)
+        if dtype == FLOAT8:
+            self.model.to_float8()
+        self.devices = len(places)
+        self._free: queue.SimpleQueue[tuple[Any, Any]] = queue.SimpleQueue()
+        for copy_number, place in enumerate(places):
+            own = copy.deepcopy(self.model) if copy_number else self.model
+            self._free.put((own.to(place), place))
 
     def forward(
         self, ids: NDArray[np.int64], mask: NDArray[np.int64], types: NDArray[np.int64] | None
     ) -> NDArray[np.float32]:
         run = self._padded if self.padded else self._unpadded
-        with self._lock, self._torch.inference_mode():
-            logits: NDArray[np.float32] = run(ids, mask, types).float().reshape(-1).cpu().numpy()
+        model, device = self._free.get()
+        try:
+            with self._torch.inference_mode():
+                found = run(model, device, ids, mask, types)
+                logits: NDArray[np.float32] = found.float().reshape(-1).cpu().numpy()
+        finally:
+            self._free.put((model, device))
         return logits
 
-    def _padded(self, ids: NDArray[np.int64], mask: NDArray[np.int64], types: NDArray[np.int64] | None) -> Any:
+    def _padded(
+        self, model: Any, device: Any, ids: NDArray[np.int64], mask: NDArray[np.int64], types: NDArray[np.int64] | None
+    ) -> Any:
         inputs = {"input_ids": ids, "attention_mask": mask}
         if types is not None:
             inputs["token_type_ids"] = types
-        return self.model(**{name: self._placed(array) for name, array in inputs.items()}).logits
+        return model(**{name: self._torch.from_numpy(array).to(device) for name, array in inputs.items()}).logits
 
-    def _unpadded(self, ids: NDArray[np.int64], mask: NDArray[np.int64], types: NDArray[np.int64] | None) -> Any:
+    def _unpadded(
+        self, model: Any, device: Any, ids: NDArray[np.int64], mask: NDArray[np.int64], types: NDArray[np.int64] | None
+    ) -> Any:
         real = mask != 0
-        return self.model(
-            self._placed(ids[real]),
-            self._placed(self.model.positions(ids, mask)[real]),
-            None if types is None else self._placed(types[real]),
+
+        def placed(array: NDArray[np.int64]) -> Any:
+            return self._torch.from_numpy(array[real]).to(device)
+
+        return model(
+            placed(ids),
+            placed(model.positions(ids, mask)),
+            None if types is None else placed(types),
             mask.sum(axis=1).tolist(),
         )
-
-    def _placed(self, array: NDArray[np.int64]) -> Any:
-        return self._torch.from_numpy(array).to(self._device)
 
 
 def torch_parts(

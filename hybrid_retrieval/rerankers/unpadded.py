@@ -7,7 +7,7 @@ is the transformers model that the weights come from.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from hybrid_retrieval.errors import ModelSettingsError
 
 ROBERTA = ("xlm-roberta", "roberta", "camembert")
 """Model types whose positions start behind the padding's."""
@@ -46,13 +48,21 @@ class UnpaddedClassifier(nn.Module):
         super().__init__()
         body, config = model.base_model, model.config
         self.embeddings = body.embeddings
-        self.layers = nn.ModuleList(Layer(layer) for layer in body.encoder.layer)
+        *before, last = body.encoder.layer
+        self.layers = nn.ModuleList([*(Layer(layer) for layer in before), Layer(last, only_first=True)])
         if config.model_type in ROBERTA:
             self.pad_id: int | None = int(config.pad_token_id)
             self.dense, self.out = model.classifier.dense, model.classifier.out_proj
         else:
             self.pad_id = None
             self.dense, self.out = body.pooler.dense, model.classifier
+
+    def to_float8(self) -> None:
+        """Lay the layers' weights out in float8; a later `to` must not change the dtype."""
+        for layer in self.layers:
+            for name, part in list(layer.named_children()):
+                if isinstance(part, nn.Linear):
+                    setattr(layer, name, Float8Linear(part))
 
     def positions(self, ids: NDArray[np.int64], mask: NDArray[np.int64]) -> NDArray[np.int64]:
         """int64 [B, L], as transformers counts them: RoBERTa's kin skip a padding token even inside of a text."""
@@ -77,31 +87,88 @@ class UnpaddedClassifier(nn.Module):
 
 
 class Layer(nn.Module):
-    """One post-LayerNorm layer; query, key and value in one product."""
+    """One post-LayerNorm layer; query, key and value in one product. only_first: for the rows' first tokens alone, of
+    which queries are made apart."""
 
-    def __init__(self, layer: Any) -> None:
+    def __init__(self, layer: Any, *, only_first: bool = False) -> None:
         super().__init__()
         attention = layer.attention.self
         self.heads = int(attention.num_attention_heads)
-        parts = attention.query, attention.key, attention.value
-        self.weight = nn.Parameter(torch.cat([part.weight.detach() for part in parts]), requires_grad=False)
-        self.bias = nn.Parameter(torch.cat([part.bias.detach() for part in parts]), requires_grad=False)
+        parts = [attention.query, attention.key, attention.value]
+        self.query = parts.pop(0) if only_first else None
+        self.inputs = _beside(parts)
         self.attended, self.attended_norm = layer.attention.output.dense, layer.attention.output.LayerNorm
         self.up, self.activation = layer.intermediate.dense, layer.intermediate.intermediate_act_fn
         self.down, self.norm = layer.output.dense, layer.output.LayerNorm
 
     def forward(self, x: Tensor, attend: Attend, rows: Tensor | None = None) -> Tensor:
-        """x: [T, H]. Returns [T, H], or with `rows` only theirs."""
-        width = len(self.weight) // 3
-        if rows is None:
-            q, k, v = F.linear(x, self.weight, self.bias).view(len(x), 3, self.heads, -1).unbind(1)
+        """x: [T, H]. Returns [T, H], or with `rows`, the first tokens, only theirs."""
+        made = self.inputs(x)
+        if self.query is None:
+            q, k, v = made.view(len(x), 3, self.heads, -1).unbind(1)
         else:
-            k, v = F.linear(x, self.weight[width:], self.bias[width:]).view(len(x), 2, self.heads, -1).unbind(1)
+            k, v = made.view(len(x), 2, self.heads, -1).unbind(1)
             x = x[rows]
-            q = F.linear(x, self.weight[:width], self.bias[:width]).view(len(x), self.heads, -1)
-        x = self.attended_norm(self.attended(attend(q, k, v).reshape(len(x), width)) + x)
+            q = self.query(x).view(len(x), self.heads, -1)
+        x = self.attended_norm(self.attended(attend(q, k, v).flatten(1)) + x)
         result: Tensor = self.norm(self.down(self.activation(self.up(x))) + x)
         return result
+
+
+def _beside(parts: list[nn.Linear]) -> nn.Linear:
+    """Several products of the same numbers as one."""
+    joined = nn.Linear(parts[0].in_features, sum(part.out_features for part in parts))
+    joined.weight = nn.Parameter(torch.cat([part.weight.detach() for part in parts]), requires_grad=False)
+    joined.bias = nn.Parameter(torch.cat([part.bias.detach() for part in parts]), requires_grad=False)
+    return joined
+
+
+class Float8Linear(nn.Module):
+    """A dense layer whose weights and inputs are float8 (e4m3), each row of either on a scale of its own, set by its
+    largest number; sums and results are not."""
+
+    weight: Tensor
+    scale: Tensor
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__()
+        weight, scale = _float8(linear.weight.detach())
+        self.register_buffer("weight", weight)
+        self.register_buffer("scale", scale)
+        self.bias = linear.bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: [T, K] in half precision -> [T, N] in the same."""
+        numbers, scale = _float8(x)
+        by_row = F.ScalingType.RowWise
+        product: Tensor = F.scaled_mm(
+            numbers, self.weight.t(), scale, by_row, self.scale.t(), by_row, output_dtype=x.dtype
+        )
+        return product + self.bias
+
+
+def _float8(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """[N, K] as float8 and float32 [N, 1], what each row's numbers are to be multiplied by."""
+    kind = torch.float8_e4m3fn
+    scale = rows.float().abs().amax(dim=1, keepdim=True).clamp_min(1e-12) / torch.finfo(kind).max
+    return (rows / scale).to(kind), scale
+
+
+def check_float8(devices: Sequence[Any], model: Any) -> None:
+    """Raises `ModelSettingsError` where products in float8 cannot run."""
+    sizes = model.config.hidden_size, model.config.intermediate_size
+    if any(size % 16 for size in sizes):
+        raise ModelSettingsError(f"float8 needs layers whose sizes are multiples of 16, got {sizes[0]} and {sizes[1]}")
+    if not hasattr(F, "scaled_mm"):
+        raise ModelSettingsError(
+            f"float8 needs a torch with scaled_mm, got {torch.__version__}: install a newer one or use dtype 'bfloat16'"
+        )
+    for device in devices:
+        if device.type == "cuda" and torch.cuda.get_device_capability(device) < (8, 9):
+            raise ModelSettingsError(
+                f"float8 needs an Ada or Hopper card or a newer one, got {torch.cuda.get_device_name(device)}: use "
+                "dtype 'bfloat16' or 'float16'"
+            )
 
 
 def _attention(starts: Tensor, lengths: list[int], *, only_first: bool) -> Attend:

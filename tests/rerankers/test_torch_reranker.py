@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +78,58 @@ def test_half_precision_is_close_to_float32(checkpoint: Path, dtype: Any) -> Non
     assert found.dtype == np.float32 and np.any(found != expected)
 
 
+def test_float8_is_close_to_float32(checkpoint: Path) -> None:
+    expected = Reranker.load(str(checkpoint), device="cpu").score(PAIRS)
+    coarse = Reranker.load(str(checkpoint), device="cpu", dtype="float8")
+    found = coarse.score(PAIRS)
+    np.testing.assert_allclose(found, expected, atol=0.3)
+    assert found.dtype == np.float32 and np.isfinite(found).all()
+    half = Reranker.load(str(checkpoint), device="cpu", dtype="bfloat16").score(PAIRS)
+    assert np.abs(found - half).max() > 1e-4  # it is not bfloat16 under another name
+    np.testing.assert_array_equal([coarse.score([pair])[0] for pair in PAIRS], found)
+
+
+def test_a_float8_product_is_that_of_its_rounded_numbers() -> None:
+    from hybrid_retrieval.rerankers.unpadded import Float8Linear
+
+    torch.manual_seed(0)
+    linear = torch.nn.Linear(64, 48).to(torch.bfloat16)
+    x = torch.randn(5, 64).to(torch.bfloat16) * torch.tensor([[1], [100], [0.01], [0], [3]]).to(torch.bfloat16)
+    found = Float8Linear(linear)(x)
+
+    def rounded(rows: Any) -> Any:
+        scale = rows.float().abs().amax(1, keepdim=True).clamp_min(1e-12) / 448
+        return (rows / scale).to(torch.float8_e4m3fn).float() * scale
+
+    with torch.no_grad():
+        expected = rounded(x) @ rounded(linear.weight).T + linear.bias.float()
+    assert found.dtype == torch.bfloat16
+    torch.testing.assert_close(found.float(), expected, rtol=0.02, atol=0.02)
+
+
+def test_every_device_works_on_a_batch_of_its_own(checkpoint: Path) -> None:
+    """Two copies on a processor stand for two cards: they run side by side, and give one copy's logits."""
+    model = transformers.AutoModelForSequenceClassification.from_pretrained(str(checkpoint))
+    reranker = Reranker.load(str(checkpoint), device="cpu", batch_tokens=64, cached_pairs=0)
+    expected = reranker.score(PAIRS * 5)
+    twice = TorchRerankerBackend(model, device="cpu", dtype="float32", threads=0, devices=[torch.device("cpu")] * 2)
+    assert (twice.devices, reranker.scorer.backend.devices) == (2, 1)
+    both, run = threading.Barrier(2, timeout=30), twice._unpadded
+
+    def met(*arguments: Any) -> Any:
+        nonlocal first
+        if first:
+            both.wait()  # for the other copy, which must be under way too
+            first = False
+        return run(*arguments)
+
+    first = True
+    twice._unpadded = met
+    reranker.scorer.backend = twice
+    np.testing.assert_allclose(reranker.score(PAIRS * 5), expected, atol=1e-6)
+    assert not first
+
+
 def test_limits_follow_flag_reranker_and_the_models_positions(checkpoint: Path) -> None:
     reranker = Reranker.load(str(checkpoint), device="cpu")
     assert (reranker.max_tokens, reranker.max_query_tokens) == (512, 384)
@@ -144,6 +197,16 @@ def test_other_classifiers_run_as_transformers_runs_them(tmp_path: Path) -> None
     assert backend.padded
     ids, mask = pad([[5, 6, 7], [8]], 0)
     assert np.isfinite(backend.forward(ids, mask, None)).all()
+
+
+def test_float8_is_refused_where_rows_are_padded(tmp_path: Path) -> None:
+    config = transformers.ElectraConfig(
+        vocab_size=100, embedding_size=16, hidden_size=16, num_hidden_layers=1, num_attention_heads=2,
+        intermediate_size=32, num_labels=1,
+    )  # fmt: skip
+    model = transformers.ElectraForSequenceClassification(config)
+    with pytest.raises(ModelError, match="float8 is for XLM-R and BERT"):
+        TorchRerankerBackend(model, device="cpu", dtype="float8", threads=0)
 
 
 def wide_checkpoint(folder: Path, kind: str) -> Path:
