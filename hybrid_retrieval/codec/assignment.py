@@ -9,35 +9,50 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from hybrid_retrieval.kernels import dispatch
+
 # Vectors in one product. Threads share out whole blocks, and a block is always computed by one thread alone:
 # where BLAS itself splits a product over threads, the last bit of a similarity, and with it a near tie,
 # depends on how many.
 BLOCK_VECTORS = 4096
+# Dimensions that the native kernels take.
+LONGEST_VECTOR = 1024
 
 
-def nearest_centroids(
-    vectors: NDArray[np.float32],
-    centroids: NDArray[np.float32],
-    *,
-    by: Literal["product", "distance"] = "product",
-) -> NDArray[np.int64]:
-    """int64 [T]: for each of the vectors [T, D] the centroid [K, D] of the largest product, or least
-    distance."""
-    import faiss
+class NearestCentroids:
+    """Finds each vector's centroid of the largest product, or least distance: on tiles by the native kernels, which
+    weigh products to about 1e-5 and take the first of those that tie, elsewhere by faiss. Safe to share between
+    threads."""
 
-    metric = faiss.METRIC_INNER_PRODUCT if by == "product" else faiss.METRIC_L2
+    def __init__(self, centroids: NDArray[np.float32], *, by: Literal["product", "distance"] = "product") -> None:
+        """centroids: float32 [K, D]."""
+        self._centroids, self._by = np.ascontiguousarray(centroids), by
+        variant = dispatch.variant()
+        tiles = variant != dispatch.NUMPY and centroids.shape[1] <= LONGEST_VECTOR and dispatch.has_tiles(variant)
+        self._native = dispatch.module().Assigner(variant, self._centroids, by == "distance") if tiles else None
 
-    def assign(start: int) -> NDArray[np.int64]:
+    def __call__(self, vectors: NDArray[np.float32]) -> NDArray[np.int64]:
+        """int64 [T], for vectors [T, D]."""
+        assign = self._by_faiss if self._native is None else self._by_tiles
+        blocks = [vectors[start : start + BLOCK_VECTORS] for start in range(0, len(vectors), BLOCK_VECTORS)]
+        if not blocks:
+            return np.empty(0, np.int64)
+        with ThreadPoolExecutor(min(available_threads(), len(blocks))) as pool:
+            return np.concatenate(list(pool.map(assign, blocks)))
+
+    def _by_tiles(self, block: NDArray[np.float32]) -> NDArray[np.int64]:
+        assert self._native is not None
+        found: NDArray[np.uint32] = self._native.nearest(np.ascontiguousarray(block, np.float32))
+        return found.astype(np.int64)
+
+    def _by_faiss(self, block: NDArray[np.float32]) -> NDArray[np.int64]:
+        import faiss
+
         faiss.omp_set_num_threads(1)  # holds for the calling thread only
-        block = np.ascontiguousarray(vectors[start : start + BLOCK_VECTORS], np.float32)
-        found: NDArray[np.int64] = faiss.knn(block, centroids, 1, metric=metric)[1][:, 0]
+        metric = faiss.METRIC_INNER_PRODUCT if self._by == "product" else faiss.METRIC_L2
+        block = np.ascontiguousarray(block, np.float32)
+        found: NDArray[np.int64] = faiss.knn(block, self._centroids, 1, metric=metric)[1][:, 0]
         return found
-
-    blocks = range(0, len(vectors), BLOCK_VECTORS)
-    if not blocks:
-        return np.empty(0, np.int64)
-    with ThreadPoolExecutor(min(available_threads(), len(blocks))) as pool:
-        return np.concatenate(list(pool.map(assign, blocks)))
 
 
 def available_threads() -> int:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hybrid_retrieval.codec.assignment import nearest_centroids
+from hybrid_retrieval.codec.assignment import NearestCentroids
 from hybrid_retrieval.errors import ArrayError, IndexDamagedError
 from hybrid_retrieval.kernels.reference import NBITS, PackedTokens, pack_buckets, weight_table
 
@@ -76,6 +76,10 @@ class ResidualCodec:
         return weight_table(self.weights)
 
     @cached_property
+    def _nearest(self) -> NearestCentroids:
+        return NearestCentroids(self.centroids)
+
+    @cached_property
     def codec_id(self) -> str:
         """SHA-256 (hex) of the contents."""
         digest = hashlib.sha256(f"{self.centroids.shape} {len(self.weights)}".encode())
@@ -93,7 +97,7 @@ class ResidualCodec:
         residuals = np.empty((len(vectors), self.residual_bytes), np.uint8)
         for start in range(0, len(vectors), ENCODE_BLOCK):
             block = np.asarray(vectors[start : start + ENCODE_BLOCK], np.float32)
-            nearest = nearest_centroids(block, self.centroids)
+            nearest = self._nearest(block)
             rest = block - self.centroids[nearest]
             buckets = _buckets(rest, self.cutoffs)
             codes[start : start + len(block)] = nearest

@@ -13,7 +13,7 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from hybrid_retrieval.codec.assignment import nearest_centroids
+from hybrid_retrieval.codec.assignment import NearestCentroids
 from hybrid_retrieval.codec.residual import ResidualCodec, check_vectors
 from hybrid_retrieval.errors import InputError
 from hybrid_retrieval.kernels.reference import NBITS
@@ -60,7 +60,7 @@ def train_codec(
     centroids = kmeans(np.asarray(clustered, np.float32), wanted)
 
     held_out = np.asarray(held_out, np.float32)
-    residuals = held_out - centroids[nearest_centroids(held_out, centroids)]
+    residuals = held_out - centroids[NearestCentroids(centroids)(held_out)]
     cutoffs, weights = least_squares_buckets(residuals, 2**nbits)
     return ResidualCodec(centroids=centroids, cutoffs=cutoffs, weights=weights)
 
@@ -87,14 +87,14 @@ def least_squares_buckets(values: NDArray[np.float32], buckets: int) -> tuple[ND
 def kmeans(points: NDArray[np.float32], num_centroids: int) -> NDArray[np.float32]:
     """Unit-length centroids float32 [K, D] of shuffled points [P, D]: K = num_centroids, or as many as points differ.
 
-    Lloyd's rounds from the first K distinct points; faiss finds the nearest centroids. Equal points get one centroid:
+    Lloyd's rounds from the first K distinct points. Equal points get one centroid:
     between two that differ in the last digit, the choice would fall differently from row to row, and so would scores.
     A centroid that no point chooses stays where it is.
     """
     centroids = points[_first_distinct(points, num_centroids)]
     num_centroids = len(centroids)
     for _ in range(ROUNDS if len(points) > num_centroids else 0):
-        chosen = nearest_centroids(points, centroids, by="distance")
+        chosen = NearestCentroids(centroids, by="distance")(points)
         by_centroid = np.argsort(chosen, kind="stable")
         counts = np.bincount(chosen, minlength=num_centroids)
         used = np.flatnonzero(counts)

@@ -41,3 +41,8 @@ def variant() -> str:
     if asked not in known:
         raise InputError(f"{VARIABLE} must be auto or one of {', '.join(known)} on this machine, got {asked!r}")
     return asked
+
+
+def has_tiles(variant: str) -> bool:
+    """Whether a native variant has tiles, and so what is computed in digits on them."""
+    return bool(module().has_tiles(variant))

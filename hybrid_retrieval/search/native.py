@@ -16,7 +16,6 @@ from hybrid_retrieval.storage import Segment
 
 Int64 = NDArray[np.int64]
 
-LONGEST_VECTOR = 1024
 # Below this a part of the work is not worth a thread: tokens that are approximated, and tokens that are scored.
 APPROXIMATED_A_THREAD, SCORED_A_THREAD = 2_000_000, 16_384
 

@@ -12,13 +12,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hybrid_retrieval.checkpoints import placement
-from hybrid_retrieval.codec.assignment import available_threads
+from hybrid_retrieval.codec.assignment import LONGEST_VECTOR, available_threads
 from hybrid_retrieval.config import MOST_THREADS
 from hybrid_retrieval.errors import ArrayError, IndexDamagedError
 from hybrid_retrieval.kernels import dispatch
 from hybrid_retrieval.optional import require
 from hybrid_retrieval.search.bounds import centroid_spreads, recall_bound, row_bounds, similarity_bounds
-from hybrid_retrieval.search.native import LONGEST_VECTOR, CentroidScores, NativeCodec
+from hybrid_retrieval.search.native import CentroidScores, NativeCodec
 from hybrid_retrieval.search.steps import approximate_scores, candidate_windows, centroid_scores, exact_scores
 from hybrid_retrieval.storage import Snapshot
 from hybrid_retrieval.types import best_first, check_count

@@ -7,13 +7,16 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from hybrid_retrieval.codec import ResidualCodec, default_num_centroids, train_codec
+from hybrid_retrieval.codec.assignment import NearestCentroids
 from hybrid_retrieval.codec.training import least_squares_buckets
 from hybrid_retrieval.errors import ArrayError, IndexDamagedError, InputError
+from hybrid_retrieval.kernels import dispatch
 from hybrid_retrieval.kernels.reference import unpack_buckets
 from tests.support import clustered, random_unit
 
@@ -57,6 +60,25 @@ def test_identical_vectors_come_back_as_they_were(count: int) -> None:
     codec = train_codec(vectors, nbits=2)
     assert 1 <= codec.num_centroids <= count
     np.testing.assert_allclose(codec.decode(*codec.encode(vectors)), vectors, atol=1e-5)
+
+
+@pytest.mark.parametrize("variant", dispatch.variants())
+@pytest.mark.parametrize("by", ["product", "distance"])
+@pytest.mark.parametrize(("count", "dimensions"), [(1, 8), (15, 72), (33, 64), (500, 128), (40, 1024), (20, 2048)])
+def test_the_nearest_centroid_is_the_nearest(
+    variant: str, by: Any, count: int, dimensions: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(dispatch.VARIABLE, variant)
+    centroids = random_unit(count, dimensions, 1) * np.linspace(0.5, 2, count, dtype=np.float32)[:, None]
+    centroids[count // 2] = centroids[0]  # a tie: the first counts
+    vectors = np.concatenate([random_unit(777, dimensions), np.zeros((1, dimensions), np.float32), centroids])
+    found = NearestCentroids(centroids, by=by)(vectors)
+    gain = vectors.astype(np.float64) @ centroids.T.astype(np.float64)
+    if by == "distance":
+        gain -= np.square(centroids, dtype=np.float64).sum(axis=1) / 2
+    np.testing.assert_allclose(gain[np.arange(len(vectors)), found], gain.max(axis=1), atol=3e-5)
+    assert count == 1 or count // 2 not in found
+    assert len(NearestCentroids(centroids, by=by)(vectors[:0])) == 0
 
 
 @pytest.mark.parametrize(("tokens", "centroids"), [(0, 16), (1, 16), (100, 128), (265_000, 8192), (10**9, 262_144)])

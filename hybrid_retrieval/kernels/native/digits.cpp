@@ -42,22 +42,31 @@ inline int64_t query_place(int64_t i, int64_t q, int digits) {
     return i / kTileInputs * digits * 2 * kColumnTile + q / 16 * kColumnTile + i % kTileInputs / 4 * 64 + q % 16 * 4 + i % 4;
 }
 
-// ---- Centroids: packed as [K rounded up to 16 / 16][steps][3 digits][16 centroids][64 inputs]
+// ---- Centroids: packed as [K rounded up to 16 / 16][steps][digits][16 centroids][64 inputs]
 
-int64_t packed_bytes(int64_t k, int64_t d) {
-    return (k + kTileRows - 1) / kTileRows * ((d + kTileInputs - 1) / kTileInputs) * 3 * kTileBytes;
+inline int64_t steps_of(int64_t d) { return (d + kTileInputs - 1) / kTileInputs; }
+
+int64_t packed_bytes(int64_t k, int64_t d, int digits) {
+    return (k + kTileRows - 1) / kTileRows * steps_of(d) * digits * kTileBytes;
 }
 
-// packed: zeros at first
-void pack_centroids(const float* centroids, int64_t k, int64_t d, int8_t* packed, float* steps) {
-    const int64_t row_tiles = (d + kTileInputs - 1) / kTileInputs * 3;
+template <int digits>
+void pack_rows(const float* centroids, int64_t k, int64_t d, int8_t* packed, float* steps) {
     for (int64_t c = 0; c < k; ++c) {
         const float* row = centroids + c * d;
-        steps[c] = step_of(row, d, 3);
-        int8_t* to = packed + c / kTileRows * row_tiles * kTileBytes + c % kTileRows * kTileInputs;
+        steps[c] = step_of(row, d, digits);
+        int8_t* to = packed + c / kTileRows * steps_of(d) * digits * kTileBytes + c % kTileRows * kTileInputs;
         for (int64_t i = 0; i < d; ++i)
-            split<3>(whole(row[i], steps[c]), to + i / kTileInputs * 3 * kTileBytes + i % kTileInputs, kTileBytes);
+            split<digits>(whole(row[i], steps[c]), to + i / kTileInputs * digits * kTileBytes + i % kTileInputs,
+                          kTileBytes);
     }
+}
+
+void pack_centroids(const float* centroids, int64_t k, int64_t d, int digits, int8_t* packed, float* steps) {
+    if (digits == 2)
+        pack_rows<2>(centroids, k, d, packed, steps);
+    else
+        pack_rows<3>(centroids, k, d, packed, steps);
 }
 
 // sums int32 [3][16][16] of 16 centroids with 16 query tokens, by the weight of the digits: the first times the first;
@@ -89,7 +98,7 @@ inline void centroid_products(const int8_t* centroids, const int8_t* query, int6
 
 void centroid_scores(const int8_t* packed, const float* steps, int64_t k, int64_t d, const float* query, int64_t tokens,
                      int64_t stride, float* out, float* range) {
-    const int64_t count = (d + kTileInputs - 1) / kTileInputs;
+    const int64_t count = steps_of(d);
     const int64_t group_bytes = count * 6 * kColumnTile;
     Aligned<int8_t> columns(stride / kRow * group_bytes);
     Aligned<float> scales(stride, 0.0f), least(stride, range[0]), most(stride, range[1]);
@@ -126,6 +135,93 @@ void centroid_scores(const int8_t* packed, const float* steps, int64_t k, int64_
     for (int64_t q = 0; q < tokens; ++q) {
         range[0] = std::min(range[0], least[q]);
         range[1] = std::max(range[1], most[q]);
+    }
+}
+
+// ---- The nearest centroids
+
+// Of 16 rows with 32 columns: upper, the sums of the first digits' products; lower, of a first with a second digit.
+// a: [steps][2 digits] tiles of rows; b: as `query_place` lays out two digits.
+inline void two_digit_products(const int8_t* a, const int8_t* b, int64_t steps, int32_t (*upper)[kRow],
+                               int32_t (*lower)[kRow]) {
+    stored();
+    _tile_zero(0);
+    _tile_zero(1);
+    _tile_zero(2);
+    _tile_zero(3);
+    for (int64_t s = 0; s < steps; ++s, a += 2 * kTileBytes, b += 4 * kColumnTile) {
+        _tile_loadd(4, a, 64);
+        _tile_loadd(6, b, 64);
+        _tile_loadd(7, b + kColumnTile, 64);
+        _tile_loadd(5, a + kTileBytes, 64);
+        _tile_dpbssd(0, 4, 6);
+        _tile_dpbssd(1, 4, 7);
+        _tile_dpbssd(2, 5, 6);
+        _tile_dpbssd(3, 5, 7);
+        _tile_loadd(6, b + 2 * kColumnTile, 64);
+        _tile_loadd(7, b + 3 * kColumnTile, 64);
+        _tile_dpbssd(2, 4, 6);
+        _tile_dpbssd(3, 4, 7);
+    }
+    _tile_stored(0, upper[0], 128);
+    _tile_stored(1, upper[0] + 16, 128);
+    _tile_stored(2, lower[0], 128);
+    _tile_stored(3, lower[0] + 16, 128);
+    stored();
+}
+
+// The sums of both, in steps of the first digit times the second: at most 1,024 * 127 * (127 * 128 + 2 * 64), within 32 bits.
+inline __m512i joined(const int32_t* upper, const int32_t* lower) {
+    return _mm512_add_epi32(_mm512_slli_epi32(_mm512_load_si512(upper), kDigitBits), _mm512_load_si512(lower));
+}
+
+constexpr int64_t kTogether = 256;  // vectors that go past a centroid while it is in the nearest cache
+
+void nearest(const int8_t* packed, const float* steps, const float* offsets, int64_t k, int64_t d, const float* vectors,
+             int64_t n, uint32_t* found) {
+    const int64_t count = steps_of(d), group_bytes = count * 4 * kColumnTile;
+    Aligned<int8_t> columns(kTogether / kRow * group_bytes);
+    Aligned<float> scales(kTogether), best(kTogether);
+    Aligned<uint32_t> chosen(kTogether);
+    alignas(64) int32_t upper[kTileRows][kRow], lower[kTileRows][kRow];
+    const Tiles tiles;
+    for (int64_t first = 0; first < n; first += kTogether) {
+        const int64_t here = std::min(kTogether, n - first), groups = (here + kRow - 1) / kRow;
+        std::fill(columns.begin(), columns.end(), int8_t{0});
+        std::fill(scales.begin(), scales.end(), 0.0f);
+        std::fill(best.begin(), best.end(), -std::numeric_limits<float>::infinity());
+        std::fill(chosen.begin(), chosen.end(), uint32_t{0});
+        for (int64_t i = 0; i < here; ++i) {
+            const float* vector = vectors + (first + i) * d;
+            const float step = step_of(vector, d, 2);
+            scales[i] = step * (1 << kDigitBits);
+            for (int64_t j = 0; j < d; ++j)
+                split<2>(whole(vector[j], step), columns.data() + i / kRow * group_bytes + query_place(j, i % kRow, 2),
+                         2 * kColumnTile);
+        }
+        for (int64_t c = 0; c < k; c += kTileRows) {
+            const int64_t rows = std::min(kTileRows, k - c);
+            const int8_t* centroids = packed + c / kTileRows * count * 2 * kTileBytes;
+            for (int64_t g = 0; g < groups; ++g) {
+                two_digit_products(centroids, columns.data() + g * group_bytes, count, upper, lower);
+                for (int64_t i = g * kRow; i < (g + 1) * kRow; i += 16) {
+                    __m512 high = _mm512_load_ps(best.data() + i);
+                    __m512i which = _mm512_load_si512(chosen.data() + i);
+                    const __m512 scale = _mm512_load_ps(scales.data() + i);
+                    for (int64_t r = 0; r < rows; ++r) {
+                        const __m512 sum = _mm512_cvtepi32_ps(joined(upper[r] + i % kRow, lower[r] + i % kRow));
+                        const __m512 score = _mm512_fmsub_ps(sum, _mm512_mul_ps(scale, _mm512_set1_ps(steps[c + r])),
+                                                             _mm512_set1_ps(offsets[c + r]));
+                        const __mmask16 more = _mm512_cmp_ps_mask(score, high, _CMP_GT_OQ);
+                        high = _mm512_mask_mov_ps(high, more, score);
+                        which = _mm512_mask_set1_epi32(which, more, static_cast<int32_t>(c + r));
+                    }
+                    _mm512_store_ps(best.data() + i, high);
+                    _mm512_store_si512(chosen.data() + i, which);
+                }
+            }
+        }
+        std::copy(chosen.begin(), chosen.begin() + here, found + first);
     }
 }
 
@@ -192,15 +288,10 @@ class DigitSums {
         for (int first = 0; first < count; first += kTileRows) {
             const int rows = std::min<int>(kTileRows, count - first);
             for (int r = 0; r < rows; ++r) unpack_row(index.residuals + tokens[first + r] * index.width, r);
-            products();
+            two_digit_products(unpacked_.data(), query_.data(), spread_.steps, upper_, lower_);
             for (int r = 0; r < rows; ++r)
-                for (int half = 0; half < 2; ++half) {
-                    const __m512i upper = _mm512_load_si512(upper_[r] + 16 * half);
-                    const __m512i lower = _mm512_load_si512(lower_[r] + 16 * half);
-                    // At most 1,024 * 127 * (127 * 128 + 2 * 64): within 32 bits.
-                    _mm512_storeu_si512(sums[first + r] + 16 * half,
-                                        _mm512_add_epi32(_mm512_slli_epi32(upper, kDigitBits), lower));
-                }
+                for (int half = 0; half < kRow; half += 16)
+                    _mm512_storeu_si512(sums[first + r] + half, joined(upper_[r] + half, lower_[r] + half));
         }
     }
 
@@ -232,36 +323,6 @@ class DigitSums {
         }
     }
 
-    // Of 16 unpacked tokens: upper_, the sums of the first digits' products; lower_, of a first with a second digit.
-    void products() {
-        stored();
-        _tile_zero(0);
-        _tile_zero(1);
-        _tile_zero(2);
-        _tile_zero(3);
-        for (int64_t s = 0; s < spread_.steps; ++s) {
-            const int8_t* a = unpacked_.data() + s * 2 * kTileBytes;
-            const int8_t* b = query_.data() + s * 4 * kColumnTile;
-            _tile_loadd(4, a, 64);
-            _tile_loadd(6, b, 64);
-            _tile_loadd(7, b + kColumnTile, 64);
-            _tile_loadd(5, a + kTileBytes, 64);
-            _tile_dpbssd(0, 4, 6);
-            _tile_dpbssd(1, 4, 7);
-            _tile_dpbssd(2, 5, 6);
-            _tile_dpbssd(3, 5, 7);
-            _tile_loadd(6, b + 2 * kColumnTile, 64);
-            _tile_loadd(7, b + 3 * kColumnTile, 64);
-            _tile_dpbssd(2, 4, 6);
-            _tile_dpbssd(3, 4, 7);
-        }
-        _tile_stored(0, upper_[0], 128);
-        _tile_stored(1, upper_[0] + 16, 128);
-        _tile_stored(2, lower_[0], 128);
-        _tile_stored(3, lower_[0] + 16, 128);
-        stored();
-    }
-
     const Spread spread_;
     Aligned<int8_t> query_, unpacked_;
     alignas(64) int8_t high_[64] = {}, low_[64] = {};
@@ -286,7 +347,7 @@ bool maxsim_by_digits(const ResidualQuery& query, const PackedTokens& index, con
 }  // namespace
 
 extern const DigitKernels digit_table;
-const DigitKernels digit_table{packed_bytes, pack_centroids, centroid_scores, maxsim_by_digits};
+const DigitKernels digit_table{packed_bytes, pack_centroids, centroid_scores, nearest, maxsim_by_digits};
 
 }  // namespace HR_VARIANT
 }  // namespace hr

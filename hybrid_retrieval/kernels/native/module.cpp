@@ -301,9 +301,9 @@ class Codec {
         }
         if (variant_.digits) {
             const auto k = static_cast<int64_t>(k_), d = static_cast<int64_t>(d_);
-            digits_.resize(variant_.digits->packed_bytes(k, d));
+            digits_.resize(variant_.digits->packed_bytes(k, d, 3));
             digit_steps_.resize(k_);
-            variant_.digits->pack(centroids.data(), k, d, digits_.data(), digit_steps_.data());
+            variant_.digits->pack(centroids.data(), k, d, 3, digits_.data(), digit_steps_.data());
         } else {
             centroids_.assign(centroids.data(), centroids.data() + centroids.size());
         }
@@ -492,10 +492,55 @@ class Codec {
     std::vector<float> squares_, scales_;
 };
 
+// Centroids, laid out once, for finding which of them is nearest; on variants with tiles.
+class Assigner {
+  public:
+    Assigner(const std::string& variant, Matrix centroids, bool by_distance)
+        : kernels_(variant_of(variant).digits), k_(centroids.shape(0)), d_(centroids.shape(1)), steps_(k_), offsets_(k_) {
+        require(kernels_ != nullptr, "this variant has no tiles");
+        require(k_ > 0 && k_ <= UINT32_MAX && d_ > 0 && d_ <= 1024, "centroids must be float32 [K, D], D up to 1024");
+        for (size_t c = 0; c < k_; ++c) {
+            double square = 0;
+            for (size_t i = 0; i < d_; ++i) square += static_cast<double>(centroids(c, i)) * centroids(c, i);
+            require(std::isfinite(square), "centroids must be finite");
+            offsets_[c] = by_distance ? static_cast<float>(square / 2) : 0.0f;
+        }
+        const auto k = static_cast<int64_t>(k_), d = static_cast<int64_t>(d_);
+        packed_.resize(kernels_->packed_bytes(k, d, 2));
+        kernels_->pack(centroids.data(), k, d, 2, packed_.data(), steps_.data());
+    }
+    Assigner(const Assigner&) = delete;
+
+    // uint32 [N]
+    nb::object nearest(Matrix vectors) const {
+        require(vectors.shape(1) == d_, "vectors must be float32 [N, D]");
+        const size_t count = vectors.shape(0);
+        std::vector<uint32_t> found(count);
+        {
+            nb::gil_scoped_release released;
+            kernels_->nearest(packed_.data(), steps_.data(), offsets_.data(), static_cast<int64_t>(k_),
+                              static_cast<int64_t>(d_), vectors.data(), static_cast<int64_t>(count), found.data());
+        }
+        return owned(std::move(found), {count});
+    }
+
+  private:
+    const hr::DigitKernels* kernels_;
+    size_t k_, d_;
+    hr::Aligned<int8_t> packed_;
+    std::vector<float> steps_, offsets_;
+};
+
+bool has_tiles(const std::string& variant) { return variant_of(variant).digits != nullptr; }
+
 }  // namespace
 
 NB_MODULE(_native, m) {
     m.def("variants", &variants);
+    m.def("has_tiles", &has_tiles, "variant"_a);
+    nb::class_<Assigner>(m, "Assigner")
+        .def(nb::init<const std::string&, Matrix, bool>(), "variant"_a, "centroids"_a, "by_distance"_a)
+        .def("nearest", &Assigner::nearest, "vectors"_a);
     m.def("dense", &multiply, "variant"_a, "x"_a, "weight"_a, "scale"_a, "bias"_a);
     nb::class_<Projection>(m, "Projection")
         .def(nb::init<const std::string&, Matrix>(), "variant"_a, "weight"_a)
