@@ -8,7 +8,8 @@ Vectors come from the embedded encoder and are kept in WORK. Reported for each s
 median and the 95th percentile, overlap of the top k with exhaustive MaxSim over the float vectors and over the same
 2-bit index, nDCG@10; and build time, bytes and peak memory. Query encoding is excluded everywhere. ``--dimensions``
 keeps only the first dimensions of each vector (the encoder's are turned at random, so all weigh alike), for peers such
-as maxsim-cpu that end their process at 256.
+as maxsim-cpu that end their process at 256. ``--peer SYSTEM`` without an environment is one of ours (such as
+hybrid-retrieval-4bits). ``--plot`` draws the speed at the largest k against the overlap.
 """
 
 from __future__ import annotations
@@ -160,10 +161,31 @@ def show(name: str, found: dict[str, Any], ks: list[int]) -> None:
             print(f"k={k}: {same:.4f} of the exhaustive top {k} over the same index")
 
 
+def plot(path: Path, found: dict[str, Any], k: int) -> None:
+    """Milliseconds a query against the overlap with exhaustive MaxSim over float vectors."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    axes = (figure := Figure(figsize=(7, 4.2), layout="constrained")).subplots()
+    for system, facts in found.items():
+        row, ours = facts["k"][k], system.startswith(OURS)
+        at = row["p50_ms"], row["overlap_float"]
+        axes.plot(*at, marker="o" if ours else "s", color="tab:blue" if ours else "tab:gray")
+        axes.annotate(system, at, xytext=(5, 4), textcoords="offset points", fontsize=8)
+    axes.set(xscale="log", xlabel=f"ms a query at the median, k = {k}", ylabel=f"overlap of the top {k}")
+    axes.margins(x=0.25, y=0.1)
+    axes.grid(True, alpha=0.3)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # No date and no random ids: the same figures give the same file.
+    with matplotlib.rc_context({"svg.hashsalt": "stage1", "svg.fonttype": "none"}):
+        figure.savefig(path, metadata={"Date": None})
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--set", action="append", required=True, metavar="NAME=FOLDER", help="a BEIR folder")
-    parser.add_argument("--peer", action="append", default=[], metavar="SYSTEM=PYTHON")
+    parser.add_argument("--peer", action="append", default=[], metavar="SYSTEM[=PYTHON]")
+    parser.add_argument("--plot", type=Path, metavar="FILE.svg", help="of the last set")
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--queries", type=int, default=50)
@@ -186,7 +208,7 @@ def main() -> None:
         if arguments.dimensions:
             path = narrowed(path, arguments.dimensions)
         systems = [(OURS, sys.executable), (EXACT, sys.executable)]
-        systems += [(peer.partition("=")[0], peer.partition("=")[2]) for peer in arguments.peer]
+        systems += [(peer.partition("=")[0], peer.partition("=")[2] or sys.executable) for peer in arguments.peer]
         # One after the other: builds do not compete.
         workers = [start(*system, path, arguments.work, arguments.threads) for system in systems]
         report["sets"][name] = measure(workers, np.load(path), arguments.k, arguments.rounds)
@@ -195,6 +217,8 @@ def main() -> None:
         show(name, report["sets"][name], arguments.k)
         arguments.out.parent.mkdir(parents=True, exist_ok=True)
         arguments.out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    if arguments.plot:
+        plot(arguments.plot, report["sets"][name], max(arguments.k))
 
 
 if __name__ == "__main__":

@@ -2,7 +2,8 @@
 
     python worker.py SYSTEM VECTORS.npz FOLDER [THREADS]
 
-SYSTEM: hybrid-retrieval, hybrid-retrieval-exact, colbert-ai, fast-plaid, xtr-warp-rs, maxsim-cpu or exact-torch.
+SYSTEM: hybrid-retrieval, hybrid-retrieval-exact, hybrid-retrieval-4bits, hybrid-retrieval-avx512vnni (and -avx2: the
+kernels of processors without tiles), colbert-ai, fast-plaid, xtr-warp-rs, maxsim-cpu or exact-torch.
 VECTORS: `data` float16 [T, D], `offsets` [N + 1], `queries` float32 [Lq, D] side by side with `query_offsets`. The
 first line on standard output reports the build: {"build_s", "bytes", "version"}. Then each line {"query", "k"} on
 standard input is answered by {"ms", "ids", "rss_mb"}; query encoding is no part of it. Needs nothing of this project
@@ -19,6 +20,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,11 +37,14 @@ def folder_bytes(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
-def hybrid_retrieval(data: np.ndarray, offsets: np.ndarray, folder: Path, *, exact: bool = False) -> Search:
+def hybrid_retrieval(
+    data: np.ndarray, offsets: np.ndarray, folder: Path, *, exact: bool = False, nbits: int = 2, kernels: str = "auto"
+) -> Search:
+    os.environ["HYBRID_RETRIEVAL_KERNELS"] = kernels
     from hybrid_retrieval import Index
 
     ids = [str(i) for i in range(len(offsets) - 1)]
-    index = Index.from_vectors(folder, ids, data, offsets, nbits=2)
+    index = Index.from_vectors(folder, ids, data, offsets, nbits=nbits)
     threads = int(THREADS)
     return lambda query, k: [int(i) for i in index.search(query, k=k, exact=exact, threads=threads).ids]
 
@@ -142,7 +147,10 @@ def exact_torch(data: np.ndarray, offsets: np.ndarray, folder: Path) -> Search:
 
 SYSTEMS: dict[str, tuple[Callable[..., Search], str]] = {
     "hybrid-retrieval": (hybrid_retrieval, "hybrid-retrieval"),
-    "hybrid-retrieval-exact": (lambda *given: hybrid_retrieval(*given, exact=True), "hybrid-retrieval"),
+    "hybrid-retrieval-exact": (partial(hybrid_retrieval, exact=True), "hybrid-retrieval"),
+    "hybrid-retrieval-4bits": (partial(hybrid_retrieval, nbits=4), "hybrid-retrieval"),
+    "hybrid-retrieval-avx512vnni": (partial(hybrid_retrieval, kernels="avx512vnni"), "hybrid-retrieval"),
+    "hybrid-retrieval-avx2": (partial(hybrid_retrieval, kernels="avx2"), "hybrid-retrieval"),
     "colbert-ai": (colbert_ai, "colbert-ai"),
     "fast-plaid": (fast_plaid, "fast-plaid"),
     "xtr-warp-rs": (xtr_warp, "xtr-warp-rs"),
