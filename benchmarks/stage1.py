@@ -163,7 +163,9 @@ def show(name: str, found: dict[str, Any], ks: list[int]) -> None:
 
 def plot(path: Path, found: dict[str, Any], k: int) -> None:
     """Milliseconds a query against the overlap with exhaustive MaxSim over float vectors."""
-    import matplotlib
+    from hybrid_retrieval.optional import require
+
+    matplotlib = require("matplotlib", "the plot", "plot")
     from matplotlib.figure import Figure
 
     axes = (figure := Figure(figsize=(7, 4.2), layout="constrained")).subplots()
