@@ -34,7 +34,13 @@ inline float step_of(const float* values, int64_t n, int digits) {
     return top > 0 ? top / static_cast<float>(largest(digits)) : 1.0f;
 }
 
-inline int32_t whole(float value, float step) { return static_cast<int32_t>(std::lrint(value / step)); }
+// The nearest whole number, by its bits: adding 1.5 * 2^23 leaves no room for a fraction. values: at most 2^22.
+inline int32_t whole(float value, float inverse) {
+    const float shifted = value * inverse + 12582912.0f;
+    int32_t bits;
+    std::memcpy(&bits, &shifted, sizeof bits);
+    return bits - 0x4B400000;
+}
 
 // Where input i of a query token stands among the digits of up to 32 tokens: [steps of 64 inputs][digits][2 tiles of 16
 // tokens][16][16 tokens][4 inputs].
@@ -56,8 +62,9 @@ void pack_rows(const float* centroids, int64_t k, int64_t d, int8_t* packed, flo
         const float* row = centroids + c * d;
         steps[c] = step_of(row, d, digits);
         int8_t* to = packed + c / kTileRows * steps_of(d) * digits * kTileBytes + c % kTileRows * kTileInputs;
+        const float inverse = 1.0f / steps[c];
         for (int64_t i = 0; i < d; ++i)
-            split<digits>(whole(row[i], steps[c]), to + i / kTileInputs * digits * kTileBytes + i % kTileInputs,
+            split<digits>(whole(row[i], inverse), to + i / kTileInputs * digits * kTileBytes + i % kTileInputs,
                           kTileBytes);
     }
 }
@@ -104,8 +111,9 @@ void centroid_scores(const int8_t* packed, const float* steps, int64_t k, int64_
     Aligned<float> scales(stride, 0.0f), least(stride, range[0]), most(stride, range[1]);
     for (int64_t q = 0; q < tokens; ++q) {
         scales[q] = step_of(query + q * d, d, 3);
+        const float inverse = 1.0f / scales[q];
         for (int64_t i = 0; i < d; ++i)
-            split<3>(whole(query[q * d + i], scales[q]),
+            split<3>(whole(query[q * d + i], inverse),
                      columns.data() + q / kRow * group_bytes + query_place(i, q % kRow, 3), 2 * kColumnTile);
         scales[q] *= 1 << 2 * kDigitBits;  // of the lowest sums that are kept
     }
@@ -193,10 +201,10 @@ void nearest(const int8_t* packed, const float* steps, const float* offsets, int
         std::fill(chosen.begin(), chosen.end(), uint32_t{0});
         for (int64_t i = 0; i < here; ++i) {
             const float* vector = vectors + (first + i) * d;
-            const float step = step_of(vector, d, 2);
+            const float step = step_of(vector, d, 2), inverse = 1.0f / step;
             scales[i] = step * (1 << kDigitBits);
             for (int64_t j = 0; j < d; ++j)
-                split<2>(whole(vector[j], step), columns.data() + i / kRow * group_bytes + query_place(j, i % kRow, 2),
+                split<2>(whole(vector[j], inverse), columns.data() + i / kRow * group_bytes + query_place(j, i % kRow, 2),
                          2 * kColumnTile);
         }
         for (int64_t c = 0; c < k; c += kTileRows) {
@@ -236,12 +244,12 @@ struct Spread {
         : width(width), per_byte(per_byte), chunk(width > 32 ? 64 : width > 16 ? 32 : 16),
           chunks((width + chunk - 1) / chunk), copies(std::min<int64_t>(64 / chunk, per_byte)),
           steps(chunks * per_byte / copies), nbits(static_cast<int>(8 / per_byte)) {}
-    // Byte of the residual behind input i of a step, the lowest of its bits that count; false where there is none.
-    bool source(int64_t step, int64_t i, int64_t* byte, int* bit) const {
-        const int64_t copy = i / chunk, each = per_byte / copies;
-        *byte = step / each * chunk + i % chunk;
-        *bit = static_cast<int>(step % each * copies + copy) * nbits;
-        return copy < copies && *byte < width;
+    // The dimension behind an input, counted over all steps; -1 where there is none.
+    int64_t dimension(int64_t input) const {
+        const int64_t step = input / kTileInputs, i = input % kTileInputs;
+        const int64_t copy = i / chunk, each = per_byte / copies, byte = step / each * chunk + i % chunk;
+        if (copy >= copies || byte >= width) return -1;
+        return (byte + 1) * per_byte - 1 - (step % each * copies + copy);  // a byte's lowest bits are its last dimension
     }
 };
 
@@ -252,30 +260,30 @@ class DigitSums {
         : spread_(index.width, index.per_byte), query_(spread_.steps * 4 * kColumnTile),
           unpacked_(spread_.steps * 2 * kTileBytes) {
         const int64_t d = index.dimensions, count = 1 << spread_.nbits;
-        const float weight_step = step_of(query.weights, count, 2);
+        const float weight_step = step_of(query.weights, count, 2), weight_inverse = 1.0f / weight_step;
         for (int64_t value = 0; value < count; ++value) {
             // The bucket behind a value in a byte's lowest bits, which are its last dimension's.
             const uint8_t bucket = query.buckets[(value + 1) * spread_.per_byte - 1];
             int8_t digits[2];
-            split<2>(whole(query.weights[bucket], weight_step), digits, 1);
+            split<2>(whole(query.weights[bucket], weight_inverse), digits, 1);
             for (int lane = 0; lane < 64; lane += 16) {
                 high_[lane + value] = digits[0];
                 low_[lane + value] = digits[1];
             }
         }
-        for (int64_t q = 0; q < std::min<int64_t>(kRow, query.tokens - first); ++q) {
-            const float* values = query.query + (first + q) * d;
-            const float step = step_of(values, d, 2);
+        const int64_t tokens = std::min<int64_t>(kRow, query.tokens - first);
+        float inverse[kRow];
+        for (int64_t q = 0; q < tokens; ++q) {
+            const float step = step_of(query.query + (first + q) * d, d, 2);
+            inverse[q] = 1.0f / step;
             scale_[q] = step * weight_step * (1 << kDigitBits);
-            for (int64_t s = 0; s < spread_.steps; ++s)
-                for (int64_t i = 0; i < kTileInputs; ++i) {
-                    int64_t byte;
-                    int bit;
-                    if (!spread_.source(s, i, &byte, &bit)) continue;
-                    const int64_t dimension = (byte + 1) * spread_.per_byte - 1 - bit / spread_.nbits;
-                    split<2>(whole(values[dimension], step),
-                             query_.data() + query_place(s * kTileInputs + i, q, 2), 2 * kColumnTile);
-                }
+        }
+        for (int64_t i = 0; i < spread_.steps * kTileInputs; ++i) {
+            const int64_t dimension = spread_.dimension(i);
+            if (dimension < 0) continue;
+            for (int64_t q = 0; q < tokens; ++q)
+                split<2>(whole(query.query[(first + q) * d + dimension], inverse[q]),
+                         query_.data() + query_place(i, q, 2), 2 * kColumnTile);
         }
         for (int64_t s = 0; s < spread_.per_byte / spread_.copies; ++s)
             for (int lane = 0; lane < 32; ++lane) {
