@@ -33,10 +33,10 @@ Float32 = NDArray[np.float32]
 # any case, and of how many at most the best are found among.
 NPROBE, NPROBE_PER_K = 16, 0.32
 FIRST, FIRST_PER_K = 32, 1.5
-MOST, MOST_PER_K = 256, 10
+MOST, MOST_PER_K = 256, 20
 # What an approximate score may rise by when it is made exact, in standard deviations of what the first ones rose by
 # beyond their mean.
-MARGIN = 2.0
+MARGIN = 2.25
 # The native kernels approximate every window of an index of up to this many tokens, a few milliseconds' work, and
 # leave the inverted lists to larger ones.
 TOKENS_WITHOUT_LISTS = 4_000_000
