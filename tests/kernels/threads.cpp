@@ -3,9 +3,16 @@
 // differs from that of one thread alone.
 #include <cmath>
 #include <cstdio>
+#include <functional>
 #include <random>
 #include <thread>
 #include <vector>
+
+#if defined(HR_AMX)
+#include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 
 #include "../../hybrid_retrieval/kernels/native/tables.h"
 
@@ -54,7 +61,39 @@ std::vector<float> random_floats(int64_t count, std::mt19937& random) {
     return values;
 }
 
-bool check(const hr::TableKernels& lookup, const char* name, int nbits) {
+// Scores of windows by a variant's tables, or in digits.
+using Scorer = std::function<bool(Collection&, const std::vector<float>& query, const std::vector<float>& centroid_scores,
+                                  int64_t first, int64_t count, float* out)>;
+
+Scorer by(const hr::TableKernels& lookup) {
+    return [&lookup](Collection& tokens, const std::vector<float>& query, const std::vector<float>& centroid_scores,
+                     int64_t first, int64_t count, float* out) {
+        const auto tables = hr::make_tables(query.data(), kQueryTokens, kDimensions, tokens.weights.data(),
+                                            tokens.buckets.data(), tokens.per_byte);
+        return lookup.maxsim(tables->view(centroid_scores.data(), kStride, kQueryTokens), tokens.view(),
+                             tokens.starts.data() + first, tokens.lengths.data() + first, count, out);
+    };
+}
+
+#if defined(HR_AMX)
+Scorer by(const hr::DigitKernels& digits) {
+    return [&digits](Collection& tokens, const std::vector<float>& query, const std::vector<float>& centroid_scores,
+                     int64_t first, int64_t count, float* out) {
+        const hr::ResidualQuery asked{query.data(), tokens.weights.data(), tokens.buckets.data(), centroid_scores.data(),
+                                      kStride, kQueryTokens};
+        return digits.maxsim(asked, tokens.view(), tokens.starts.data() + first, tokens.lengths.data() + first, count, out);
+    };
+}
+
+bool has_tiles() {
+    unsigned a, b, c, d;
+    constexpr unsigned tile_and_int8 = 1u << 24 | 1u << 25;
+    return __get_cpuid_count(7, 0, &a, &b, &c, &d) && (d & tile_and_int8) == tile_and_int8 &&
+           syscall(SYS_arch_prctl, 0x1023, 18) == 0;  // leave to use the tiles' registers
+}
+#endif
+
+bool check(const Scorer& scorer, const char* name, int nbits) {
     std::mt19937 random(7 + nbits);
     Collection tokens(nbits, random);
     std::vector<std::vector<float>> queries, centroid_scores, expected;
@@ -63,10 +102,7 @@ bool check(const hr::TableKernels& lookup, const char* name, int nbits) {
         centroid_scores.push_back(random_floats(kCentroids * kStride, random));
     }
     auto score = [&](int query, int64_t first, int64_t count, float* out) {
-        const auto tables = hr::make_tables(queries[query].data(), kQueryTokens, kDimensions, tokens.weights.data(),
-                                            tokens.buckets.data(), tokens.per_byte);
-        return lookup.maxsim(tables->view(centroid_scores[query].data(), kStride, kQueryTokens), tokens.view(),
-                             tokens.starts.data() + first, tokens.lengths.data() + first, count, out);
+        return scorer(tokens, queries[query], centroid_scores[query], first, count, out);
     };
     for (int i = 0; i < kQueries; ++i) {
         expected.emplace_back(kWindows);
@@ -96,9 +132,12 @@ bool check(const hr::TableKernels& lookup, const char* name, int nbits) {
 int main() {
     bool good = true;
     for (int nbits : {1, 2, 4}) {
-        good = check(hr::portable::lookup_table, "portable", nbits) && good;
+        good = check(by(hr::portable::lookup_table), "portable", nbits) && good;
 #if defined(HR_X86)
-        if (__builtin_cpu_supports("avx2")) good = check(hr::avx2::lookup_table, "avx2", nbits) && good;
+        if (__builtin_cpu_supports("avx2")) good = check(by(hr::avx2::lookup_table), "avx2", nbits) && good;
+#endif
+#if defined(HR_AMX)
+        if (has_tiles()) good = check(by(hr::amx::digit_table), "amx", nbits) && good;
 #endif
     }
     std::puts(good ? "no race found, the same scores on any number of threads" : "FAILED");
