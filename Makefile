@@ -40,9 +40,12 @@ NATIVE := hybrid_retrieval/kernels/native
 TSAN := $(CXX) -std=c++17 -O1 -g -fsanitize=thread -fopenmp-simd -Wno-psabi
 X86 := $(filter x86_64 amd64,$(shell uname -m))
 TILES := -mavx2 -mfma -mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512vnni -mamx-tile -mamx-int8
-# The variant with tiles where compiler and system know them.
-AMX := $(if $(X86),$(shell test "$$(uname)" = Linux && echo 'int main() {}' | $(CXX) $(TILES) -x c++ - -o /dev/null 2>/dev/null && echo yes))
+# Whether compiler, assembler and system know tiles.
+KNOWS_TILES = $(if $(X86),$(shell test "$$(uname)" = Linux && \
+  printf '\043include <immintrin.h>\nint main() { _tile_dpbssd(0, 1, 2); }\n' | \
+  $(CXX) $(TILES) -x c++ - -o /dev/null 2>/dev/null && echo yes))
 sanitize-thread:
+	$(eval AMX := $(KNOWS_TILES))
 	@mkdir -p build/thread
 	$(TSAN) -DHR_VARIANT=portable -c $(NATIVE)/lookup.cpp -o build/thread/portable.o
 	$(if $(X86),$(TSAN) -DHR_VARIANT=avx2 -mavx2 -mfma -c $(NATIVE)/lookup.cpp -o build/thread/avx2.o)

@@ -68,36 +68,46 @@ def make_index(path: Path, passages: int, tokens: int, seed: int) -> None:
         writer.commit(codec, corpus=None, encoder=None, reranker=None, config=PipelineConfig().to_dict())
 
 
-def measure(path: Path, queries: int, k: int, exact_tokens: int, device: str, batch: int) -> dict[str, Any]:
-    snapshot = Snapshot.open(path)
-    searcher, random = Searcher(snapshot, device), np.random.default_rng(1)
-    clock = time.thread_time if device == "cpu" else time.perf_counter
-    milliseconds: dict[str, list[float]] = {"pruned": [], "exact": []}
-    overlaps = []
+class Size:
+    """An index of one size, and what its queries took."""
 
-    def noisy() -> NDArray[np.float32]:
-        (vectors,) = snapshot.token_vectors(int(random.integers(snapshot.num_passages)))
-        return unit(vectors[random.integers(0, len(vectors), 32)] + 0.08 * random.standard_normal((32, DIMENSIONS)))
+    def __init__(self, path: Path, device: str, exact_tokens: int) -> None:
+        self.snapshot = Snapshot.open(path)
+        self._searcher, self._random = Searcher(self.snapshot, device), np.random.default_rng(1)
+        self._modes = ("pruned", "exact") if self.snapshot.num_tokens <= exact_tokens else ("pruned",)
+        self._clock = time.thread_time if device == "cpu" else time.perf_counter
+        self._milliseconds: dict[str, list[float]] = {"pruned": [], "exact": []}
+        self._overlaps: list[float] = []
+        self._lists = device != "cpu" or self.snapshot.num_tokens > TOKENS_WITHOUT_LISTS
 
-    for turn in range(queries + 1):  # the first pays for what later ones find ready
-        asked = [noisy() for _ in range(batch)]
+    def ask(self, batch: int, k: int, *, counts: bool) -> None:
+        """counts: whether this turn does; the first pays for what later ones find ready."""
+        asked = [self._noisy() for _ in range(batch)]
         found = {}
-        for mode in ("pruned", "exact") if snapshot.num_tokens <= exact_tokens else ("pruned",):
-            start = clock()
-            found[mode] = searcher.search_batch(asked, k=k, exact=mode == "exact", threads=1)
-            if turn:
-                milliseconds[mode].append((clock() - start) * 1e3 / batch)
+        for mode in self._modes:
+            start = self._clock()
+            found[mode] = self._searcher.search_batch(asked, k=k, exact=mode == "exact", threads=1)
+            if counts:
+                self._milliseconds[mode].append((self._clock() - start) * 1e3 / batch)
         if "exact" in found:
             pairs = zip(found["pruned"], found["exact"], strict=True)
-            overlaps += [len(np.intersect1d(pruned.rows, exact.rows)) / k for pruned, exact in pairs]
-    return {
-        "tokens": snapshot.num_tokens,
-        "centroids": snapshot.codec.num_centroids,
-        "lists": device != "cpu" or snapshot.num_tokens > TOKENS_WITHOUT_LISTS,
-        "pruned_ms": float(np.median(milliseconds["pruned"])),
-        "exact_ms": float(np.median(milliseconds["exact"])) if milliseconds["exact"] else None,
-        "overlap": float(np.mean(overlaps)) if overlaps else None,
-    }
+            self._overlaps += [len(np.intersect1d(pruned.rows, exact.rows)) / k for pruned, exact in pairs]
+
+    def row(self) -> dict[str, Any]:
+        times = self._milliseconds
+        return {
+            "tokens": self.snapshot.num_tokens,
+            "centroids": self.snapshot.codec.num_centroids,
+            "lists": self._lists,
+            "pruned_ms": float(np.median(times["pruned"])),
+            "exact_ms": float(np.median(times["exact"])) if times["exact"] else None,
+            "overlap": float(np.mean(self._overlaps)) if self._overlaps else None,
+        }
+
+    def _noisy(self) -> NDArray[np.float32]:
+        (vectors,) = self.snapshot.token_vectors(int(self._random.integers(self.snapshot.num_passages)))
+        tokens = vectors[self._random.integers(0, len(vectors), 32)]
+        return unit(tokens + 0.08 * self._random.standard_normal((32, DIMENSIONS)))
 
 
 def device_name(device: str) -> str:
@@ -123,13 +133,19 @@ def main() -> None:
     on_gpu = arguments.device == "cuda"
     exact_tokens = arguments.exact_tokens or (2**62 if on_gpu else 4_000_000)
     batch = arguments.batch or (32 if on_gpu else 1)
+    with tempfile.TemporaryDirectory(dir=arguments.work) as folder:
+        sizes = []
+        for passages in arguments.passages:
+            make_index(Path(folder) / str(passages), passages, arguments.tokens, seed=passages)
+            sizes.append(Size(Path(folder) / str(passages), arguments.device, exact_tokens))
+        # In turns, so that a machine that slows down or speeds up does so for all of them.
+        for turn in range(arguments.queries + 1):
+            for size in sizes:
+                size.ask(batch, arguments.k, counts=turn > 0)
     rows: list[dict[str, Any]] = []
     print(" passages      tokens centroids lists pruned ms growth  exact ms overlap")
-    for passages in arguments.passages:
-        with tempfile.TemporaryDirectory(dir=arguments.work) as folder:
-            make_index(Path(folder) / "index", passages, arguments.tokens, seed=passages)
-            index = Path(folder) / "index"
-            row = measure(index, arguments.queries, arguments.k, exact_tokens, arguments.device, batch)
+    for passages, size in zip(arguments.passages, sizes, strict=True):
+        row = size.row()
         row["growth"] = None
         if rows:
             row["growth"] = math.log(row["pruned_ms"] / rows[-1]["pruned_ms"]) / math.log(
@@ -140,11 +156,10 @@ def main() -> None:
         print(
             f"{passages:9,} {row['tokens']:11,} {row['centroids']:9,} {'yes' if row['lists'] else 'no':>5} "
             f"{row['pruned_ms']:9.2f} {shown['growth']:>6} {shown['exact_ms']:>9} {shown['overlap']:>7}",
-            flush=True,
         )
-        report = {"device": device_name(arguments.device), "batch": batch, "command": " ".join(sys.argv), "sizes": rows}
-        arguments.out.parent.mkdir(parents=True, exist_ok=True)
-        arguments.out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    report = {"device": device_name(arguments.device), "batch": batch, "command": " ".join(sys.argv), "sizes": rows}
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    arguments.out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -55,19 +55,19 @@ class Batches:
         `ModelError` where a single row does not fit. An error ends the run once the batches under way are through.
         """
         waiting = deque(plan_batches(lengths, self.tokens))
+        stopped = threading.Event()
 
         def work() -> None:
             while True:
                 with self._lock:
-                    if not waiting:
+                    if stopped.is_set() or not waiting:
                         return
                     batch = waiting.popleft()
                 try:
                     if self._forwarded(batch, lengths, forward):
                         continue
                 except BaseException:
-                    with self._lock:
-                        waiting.clear()
+                    stopped.set()
                     raise
                 # Outside of the handler: its traceback would keep the failed batch's memory.
                 self._halve(len(batch) * lengths[batch[0]])
@@ -82,8 +82,12 @@ class Batches:
             work()
             return
         with ThreadPoolExecutor(together) as pool:
-            for done in [pool.submit(work) for _ in range(together)]:
-                done.result()
+            try:
+                for done in [pool.submit(work) for _ in range(together)]:
+                    done.result()
+            except BaseException:  # an interruption too, which reaches this thread alone
+                stopped.set()
+                raise
 
     def _forwarded(self, batch: list[int], lengths: Sequence[int], forward: Callable[[list[int]], None]) -> bool:
         """Whether a batch fitted."""

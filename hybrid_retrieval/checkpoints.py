@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,6 +11,8 @@ from typing import Any
 from hybrid_retrieval.errors import ModelError, ModelSettingsError, OptionalDependencyError
 from hybrid_retrieval.model_files import load_tokenizer
 from hybrid_retrieval.optional import require
+
+logger = logging.getLogger(__name__)
 
 DTYPES = ("float32", "float16", "bfloat16")
 
@@ -48,10 +51,21 @@ def placement(torch: Any, device: str, dtype: str) -> tuple[Any, Any]:
 
 
 def all_devices(torch: Any, placed: Any) -> list[Any]:
-    """Every device of the kind that `placement` chose: all CUDA devices that this process may see, or the processor."""
+    """Every device of the kind that `placement` chose: the processor, or the current CUDA device and those others that
+    this process may see that are no older."""
     if placed.type != "cuda":
         return [placed]
-    return [torch.device("cuda", number) for number in range(torch.cuda.device_count())]
+    first = torch.cuda.current_device()
+    least = torch.cuda.get_device_capability(first)
+    kept = [torch.device("cuda", first)]
+    for number in range(torch.cuda.device_count()):
+        if number == first:
+            continue
+        if torch.cuda.get_device_capability(number) >= least:
+            kept.append(torch.device("cuda", number))
+        else:
+            logger.warning("%s is older than the current device and not used", torch.cuda.get_device_name(number))
+    return kept
 
 
 def weight_files(folder: Path) -> list[Path]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 import time
 from collections.abc import Sequence
 
@@ -77,13 +78,13 @@ class PairScorer:
         Scores that are remembered cost nothing.
         """
         lengths = [len(row) for row, key in zip(pairs.rows, pairs.keys, strict=True) if key not in self._cache]
-        total = 0.0
+        ends = [0.0] * self.backend.devices
         for batch in plan_batches(lengths, self._batches.tokens):
             seconds = self._pace.predict(self._cost_tokens([lengths[i] for i in batch]))
             if seconds is None:
                 return None
-            total += seconds
-        return total
+            heapq.heapreplace(ends, ends[0] + seconds)  # on the device that is free first
+        return max(ends)
 
     def probe(self, seconds: float) -> None:
         """Learn the pace from two tiny batches, after one to warm up; none is begun that is known not to fit in

@@ -69,10 +69,12 @@ class TorchRerankerBackend(RerankerBackend):
         if dtype == FLOAT8:
             self.model.to_float8()
         self.devices = len(places)
-        self._free: queue.SimpleQueue[tuple[Any, Any]] = queue.SimpleQueue()
-        for copy_number, place in enumerate(places):
-            own = copy.deepcopy(self.model) if copy_number else self.model
-            self._free.put((own.to(place), place))
+        # The last to be given back is the next to be used: a lone batch finds a device that has run before.
+        self._free: queue.LifoQueue[tuple[Any, Any]] = queue.LifoQueue()
+        # Copied before the model itself moves away from the host's memory.
+        for place in places[:0:-1]:
+            self._free.put((copy.deepcopy(self.model).to(place), place))
+        self._free.put((self.model.to(places[0]), places[0]))
 
     def forward(
         self, ids: NDArray[np.int64], mask: NDArray[np.int64], types: NDArray[np.int64] | None
@@ -134,9 +136,11 @@ def torch_parts(
     longest = int(config.max_position_embeddings) - (pad_id + 1 if roberta else 0)
     own = min(FLAG_MAX_TOKENS, longest)
     tokenizer_identity = hashlib.sha256(tokenizer_bytes).hexdigest()
+    # In 8 bits the logits are other ones: no store and no fitted fusion of another dtype is theirs.
+    facts = [tokenizer_identity, FLOAT8] if dtype == FLOAT8 else [tokenizer_identity]
     return {
         "name": model_name(folder),
-        "identity": fingerprint(weight_files(folder), tokenizer_identity),
+        "identity": fingerprint(weight_files(folder), *facts),
         "tokenizer_identity": tokenizer_identity,
         "convention": convention,
         "tokenizer": tokenizer,

@@ -138,9 +138,9 @@ class Searcher:
 
         queries: float [Lq, D] each, finite. exact: score every passage. nprobe: centroids that each query
         token probes, 0 chooses from k. num_candidates: passages that are scored exactly, never fewer than k;
-        0 chooses from k and from what the first of them score (`_undecided`). threads: at most 1,024, 0 means
-        every core. n is k or, where there are fewer, the number of passages that have vectors. Scores are the true
-        MaxSim over the compressed vectors in either mode.
+        0 chooses from k and from what the first of them score (`_undecided`; on CUDA from k alone). threads: at
+        most 1,024, 0 means every core. n is k or, where there are fewer, the number of passages that have
+        vectors. Scores are the true MaxSim over the compressed vectors in either mode.
         bound: also work out for how large a share of the hits it is sure that exhaustive search returns them
         (`search.bounds`), which reads every code and, the first time, decodes every token; else the bound is None.
         Raises `QueryError` and `ArrayError`.
@@ -200,13 +200,15 @@ class Searcher:
         for segment, packed, norms, local in zip(
             self.snapshot.segments, self._packed, self._inverse_norms, rows, strict=True
         ):
+            if not len(local):
+                continue
             windows, first = segment.windows_of(local)
             if self._native is not None and centroid is not None:
                 found = self._native.exact_scores(query, centroid, segment, norms, windows, threads)
             else:
                 found = exact_scores(query, packed, segment.token_offsets, windows, threads=threads)
-            scores.append(np.maximum.reduceat(found, first) if len(local) else found)
-        return np.concatenate(scores)
+            scores.append(np.maximum.reduceat(found, first))
+        return np.concatenate(scores) if scores else np.empty(0, np.float32)
 
     @property
     def on_device(self) -> bool:
@@ -277,6 +279,14 @@ class Searcher:
             for segment in self.snapshot.segments
         ]
 
+    @cached_property
+    def _allowed(self) -> list[NDArray[np.bool_] | None]:
+        """Which windows of each segment are not deleted, None for all."""
+        return [
+            ~segment.deleted[owners] if segment.deleted.any() else None
+            for segment, owners in zip(self.snapshot.segments, self._owners, strict=True)
+        ]
+
     def _candidates(self, query: Float32, nprobe: int) -> Approximated:
         """Every row that can be found, with its approximate score."""
         scores = centroid_scores(query, self.snapshot.codec.centroids)
@@ -306,13 +316,13 @@ class Searcher:
             if len(segment.codes) <= TOKENS_WITHOUT_LISTS:
                 windows, first = segment.windows_of(local)
             else:
-                allowed = ~segment.deleted[self._owners[number]] if segment.deleted.any() else None
-                most = LISTED_PER_CANDIDATE * width.most
-                windows, named = native.candidate_windows(table, len(query), nprobe, segment, allowed, most)
-                owners = self._owners[number][windows]
-                if len(windows) < named and len(np.unique(owners)) < width.most:  # few passages of many windows
-                    windows, _ = native.candidate_windows(table, len(query), nprobe, segment, allowed, named)
+                most, allowed = LISTED_PER_CANDIDATE * width.most, self._allowed[number]
+                while True:
+                    windows, named = native.candidate_windows(table, len(query), nprobe, segment, allowed, most)
                     owners = self._owners[number][windows]
+                    if len(windows) == named or len(np.unique(owners)) >= width.first:
+                        break
+                    most *= 4  # few passages of many windows
                 first = np.flatnonzero(np.diff(owners, prepend=-1))
                 local = owners[first]
             levels = native.approximate_scores(table, segment, windows, threads)

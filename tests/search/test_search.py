@@ -34,6 +34,15 @@ def searcher(tmp_path_factory: pytest.TempPathFactory) -> Searcher:
     return make(tmp_path_factory.mktemp("search") / "index", PASSAGES)
 
 
+@pytest.fixture(params=[10**9, 0], ids=["every window", "by lists"])
+def size(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An index small enough to approximate every window of, or one that goes through the lists."""
+    monkeypatch.setattr("hybrid_retrieval.search.searcher.TOKENS_WITHOUT_LISTS", request.param)
+
+
+either_size = pytest.mark.usefixtures("size")
+
+
 def query_for(row: int, seed: int = 0, length: int = 8) -> np.ndarray:
     random = np.random.default_rng(seed)
     tokens = PASSAGES[row][random.integers(0, len(PASSAGES[row]), length)]
@@ -64,6 +73,7 @@ def test_exact_search_is_maxsim_over_the_decoded_vectors(
         assert np.all(np.diff(scores) <= 0)
 
 
+@either_size
 @pytest.mark.parametrize("k", [1, 10, 50, 100])
 def test_default_search_finds_what_exact_search_finds_with_the_very_scores(searcher: Searcher, k: int) -> None:
     found = 0
@@ -87,12 +97,14 @@ def test_probing_every_centroid_and_keeping_all_candidates_is_exact(searcher: Se
     np.testing.assert_array_equal(pruned[1], exact[1])
 
 
+@either_size
 @pytest.mark.parametrize("k", [600, 601, 10_000])
 def test_k_at_or_beyond_the_collection_returns_everything(searcher: Searcher, k: int) -> None:
     rows, *_ = searcher.search(query_for(1), k=k)
     assert sorted(rows.tolist()) == list(range(600))
 
 
+@either_size
 def test_the_narrowest_search_still_returns_k(searcher: Searcher) -> None:
     rows, scores, _ = searcher.search(query_for(1), k=400, nprobe=1, num_candidates=1)
     assert len(set(rows.tolist())) == 400
@@ -130,6 +142,7 @@ def test_one_passage_of_one_token(tmp_path: Path) -> None:
     np.testing.assert_allclose(scores, [1], atol=1e-5)
 
 
+@either_size
 @pytest.mark.parametrize("copies", [10, 1000])
 def test_identical_passages_tie_and_stand_in_row_order(tmp_path: Path, copies: int) -> None:
     passage = clustered([7], 64)[0]
@@ -140,6 +153,7 @@ def test_identical_passages_tie_and_stand_in_row_order(tmp_path: Path, copies: i
         assert len(set(scores.tolist())) == 1
 
 
+@either_size
 def test_passages_without_vectors_are_never_found(tmp_path: Path) -> None:
     searcher = make(tmp_path / "x", clustered([0, 4, 0, 0, 3, 1, 0], 64))
     for exact in (True, False):
@@ -175,6 +189,7 @@ def with_deleted(searcher: Searcher, rows: list[int]) -> Searcher:
     return Searcher(Snapshot(snapshot.path, snapshot.manifest, snapshot.codec, (segment,)))
 
 
+@either_size
 def test_deleted_passages_are_left_out_before_pruning(searcher: Searcher) -> None:
     query = query_for(8)
     best = searcher.search(query, k=600, exact=True)[0].tolist()
@@ -186,6 +201,7 @@ def test_deleted_passages_are_left_out_before_pruning(searcher: Searcher) -> Non
     assert remaining.snapshot.row_of(f"p{best[0]}") is None
 
 
+@either_size
 def test_segments_are_searched_as_one_index(searcher: Searcher) -> None:
     one = searcher.snapshot
     second = dataclasses.replace(one.segments[0], row_base=600, window_base=one.num_windows)
@@ -196,6 +212,20 @@ def test_segments_are_searched_as_one_index(searcher: Searcher) -> None:
     assert rows.tolist() == [r for row in alone.tolist() for r in (row, row + 600)]
     assert twice.tolist() == np.repeat(scores, 2).tolist()
     assert both.snapshot.passage_id(int(alone[0]) + 600) == both.snapshot.passage_id(int(alone[0]))
+
+
+@either_size
+def test_a_segment_that_is_mostly_deleted_beside_a_whole_one(searcher: Searcher) -> None:
+    one = searcher.snapshot
+    deleted = np.arange(600) % 10 > 0
+    first = dataclasses.replace(one.segments[0], deleted=deleted)
+    second = dataclasses.replace(one.segments[0], row_base=600, window_base=one.num_windows)
+    both = Searcher(Snapshot(one.path, one.manifest, one.codec, (first, second)))
+    for row in (3, 250, 590):
+        exact = both.search(query_for(row), k=20, exact=True)
+        found = both.search(query_for(row), k=20)
+        assert len(set(exact.rows.tolist()) & set(found.rows.tolist())) >= 19
+        assert not any(r < 600 and r % 10 for r in found.rows.tolist())
 
 
 def test_approximate_scores_with_every_centroid_are_maxsim_over_centroids(searcher: Searcher) -> None:
@@ -271,6 +301,7 @@ def test_what_may_yet_be_a_hit_is_told_by_what_the_first_rose_by() -> None:
     assert _undecided(rest[:0], approximate, scored, scores, 2).tolist() == []
 
 
+@either_size
 def test_more_is_scored_where_approximate_scores_say_less(searcher: Searcher, monkeypatch: pytest.MonkeyPatch) -> None:
     query, counts = query_for(5), []
     score = searcher._scored

@@ -271,6 +271,8 @@ class Codec {
                 "centroids must be float32 [K, D] with D a multiple of 8 up to 1024");
         require(buckets.shape(0) == 256 && per_byte_ >= 1 && per_byte_ <= 8 && 8 % per_byte_ == 0,
                 "buckets must be uint8 [256, 8 / nbits]");
+        require(weights.shape(0) == size_t{1} << (8 / per_byte_), "weights must be float32 [2^nbits]");
+        for (float weight : weights_) require(std::isfinite(weight), "weights must be finite");
         // As many levels as leave no sum of D products beyond 32 bits: 4,095 at 128 dimensions.
         const float most = static_cast<float>(std::floor(std::sqrt(2147483647.0 / static_cast<double>(d_))));
         most_ = most;
