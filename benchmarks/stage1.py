@@ -168,14 +168,12 @@ def plot(path: Path, found: dict[str, Any], k: int) -> None:
     matplotlib = require("matplotlib", "the plot", "plot")
     from matplotlib.figure import Figure
 
-    axes = (figure := Figure(figsize=(7, 4.2), layout="constrained")).subplots()
-    for system, facts in found.items():
+    axes = (figure := Figure(figsize=(7.5, 4), layout="constrained")).subplots()
+    for system, facts in sorted(found.items(), key=lambda item: item[1]["k"][k]["p50_ms"]):
         row, ours = facts["k"][k], system.startswith(OURS)
-        at = row["p50_ms"], row["overlap_float"]
-        axes.plot(*at, marker="o" if ours else "s", color="tab:blue" if ours else "tab:gray")
-        axes.annotate(system, at, xytext=(5, 4), textcoords="offset points", fontsize=8)
+        axes.plot(row["p50_ms"], row["overlap_float"], "o" if ours else "s", markersize=8, alpha=0.8, label=system)
+    axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False, fontsize=8)
     axes.set(xscale="log", xlabel=f"ms a query at the median, k = {k}", ylabel=f"overlap of the top {k}")
-    axes.margins(x=0.25, y=0.1)
     axes.grid(True, alpha=0.3)
     path.parent.mkdir(parents=True, exist_ok=True)
     # No date and no random ids: the same figures give the same file.
