@@ -92,7 +92,7 @@ def main() -> None:
         for name, taken in seconds.items():
             factor, label = 1e3, "ms"
             if "maxsim" in name:
-                rows[name] = {"M tokens/s": arguments.tokens / np.median(taken) / 1e6}
+                rows[name] = {"M tokens/s": arguments.tokens / float(np.median(taken)) / 1e6}
                 rows[name]["best"] = arguments.tokens / min(taken) / 1e6
                 continue
             if "nearest" in name:
