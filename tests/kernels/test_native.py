@@ -42,6 +42,16 @@ def test_maxsim_from_packed_residuals_is_the_reference_s(
 
 
 @every_variant
+@pytest.mark.parametrize("size", [0.0, 1e-42, 1e-20, 1e15])
+def test_numbers_of_any_size_give_finite_scores(variant: str, size: float) -> None:
+    tokens = Tokens(5, [20, 3], dimensions=64, nbits=2, centroids=7)
+    tokens.weights = (tokens.weights * np.float32(min(size, 1))).astype(np.float32)
+    query = (unit(np.random.default_rng(5).standard_normal((9, 64))) * np.float32(size)).astype(np.float32)
+    found, expected = tokens.native(variant, query), tokens.reference(query)
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=max(2e-4 * size, 1e-30))
+
+
+@every_variant
 def test_equal_windows_tie_wherever_they_stand(variant: str) -> None:
     tokens = Tokens(3, [7, 20, 1, 33], dimensions=128, nbits=2, centroids=9)
     order = np.array([1, 0, 3, 1, 2, 1])

@@ -28,10 +28,11 @@ inline void split(int32_t number, int8_t* out, int64_t stride) {
 }
 
 // What one step of whole numbers with `digits` digits is worth, so that the largest of n floats has the largest number.
+// Floats whose step would have no inverse count as zeros.
 inline float step_of(const float* values, int64_t n, int digits) {
     float top = 0;
     for (int64_t i = 0; i < n; ++i) top = std::max(top, std::fabs(values[i]));
-    return top > 0 ? top / static_cast<float>(largest(digits)) : 1.0f;
+    return top > 1e-30f ? top / static_cast<float>(largest(digits)) : 1.0f;
 }
 
 // The nearest whole number, by its bits: adding 1.5 * 2^23 leaves no room for a fraction. values: at most 2^22.
