@@ -4,7 +4,7 @@
         --no-title squad-dev --out benchmarks/results/precision.json
 
 WORK is the folder of the training: its checkpoints hold the float32 weights. The same questions, all passages of each
-set, every model asked through this project's own `Encoder` and `Reranker`: stage 1 by exhaustive MaxSim over float32
+set (or fewer: ``--passages``), every model asked through this project's own `Encoder` and `Reranker`: stage 1 by exhaustive MaxSim over float32
 vectors of both encoders and over the int8 encoder's vectors at 2 and 4 bits; stage 2 over the candidates that the int8
 encoder's vectors name, by both cross-encoders, alone and fused with MaxSim.
 """
@@ -81,7 +81,12 @@ def encoded(encoder: Encoder, texts: list[str], name: str) -> tuple[Ragged, NDAr
 def measure(name: str, folder: Path, titles: bool, arguments: argparse.Namespace, models: Any) -> dict[str, Any]:
     float_encoder, int8_encoder, float_reranker, int8_reranker = models
     _, ids, texts, questions, qrels = read_task(
-        name, folder / "corpus.jsonl", folder / "queries.jsonl", folder / "qrels" / "test.tsv", titles, 0
+        name,
+        folder / "corpus.jsonl",
+        folder / "queries.jsonl",
+        folder / "qrels" / "test.tsv",
+        titles,
+        arguments.passages,
     )
     asked = sampled([Query(*question) for question in questions], arguments.queries)
     found: dict[str, list[float]] = {}
@@ -118,6 +123,7 @@ def main() -> None:
     parser.add_argument("--set", action="append", required=True, metavar="NAME=FOLDER")
     parser.add_argument("--no-title", nargs="*", default=[], metavar="NAME", help="sets whose titles are not read")
     parser.add_argument("--queries", type=int, default=200)
+    parser.add_argument("--passages", type=int, default=0, help="beside the judged ones (0: all)")
     parser.add_argument("--candidates", type=int, default=14)
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
