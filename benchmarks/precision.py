@@ -4,9 +4,9 @@
         --no-title squad-dev --out benchmarks/results/precision.json
 
 WORK is the folder of the training: its checkpoints hold the float32 weights. The same questions, all passages of each
-set (or fewer: ``--passages``), every model asked through this project's own `Encoder` and `Reranker`: stage 1 by exhaustive MaxSim over float32
-vectors of both encoders and over the int8 encoder's vectors at 2 and 4 bits; stage 2 over the candidates that the int8
-encoder's vectors name, by both cross-encoders, alone and fused with MaxSim.
+set (or fewer: ``--passages``), every model asked through this project's own `Encoder` and `Reranker`: stage 1 by
+exhaustive MaxSim over float32 vectors of both encoders and over the int8 encoder's vectors at 2 and 4 bits; stage 2
+over the candidates that the int8 encoder's 2-bit vectors name, by both cross-encoders, alone and fused with MaxSim.
 """
 
 from __future__ import annotations
