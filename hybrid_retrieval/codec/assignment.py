@@ -15,8 +15,6 @@ from hybrid_retrieval.kernels import dispatch
 # where BLAS itself splits a product over threads, the last bit of a similarity, and with it a near tie,
 # depends on how many.
 BLOCK_VECTORS = 4096
-# Dimensions that the native kernels take.
-LONGEST_VECTOR = 1024
 
 
 class NearestCentroids:
@@ -28,7 +26,7 @@ class NearestCentroids:
         """centroids: float32 [K, D]."""
         self._centroids, self._by = np.ascontiguousarray(centroids), by
         variant = dispatch.variant()
-        tiles = variant != dispatch.NUMPY and centroids.shape[1] <= LONGEST_VECTOR and dispatch.has_tiles(variant)
+        tiles = dispatch.takes(centroids.shape[1]) and dispatch.has_tiles(variant)
         self._native = dispatch.module().Assigner(variant, self._centroids, by == "distance") if tiles else None
 
     def __call__(self, vectors: NDArray[np.float32]) -> NDArray[np.int64]:

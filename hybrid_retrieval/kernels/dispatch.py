@@ -13,6 +13,7 @@ from hybrid_retrieval.errors import InputError
 
 VARIABLE = "HYBRID_RETRIEVAL_KERNELS"
 NUMPY = "numpy"
+_LONGEST_VECTOR = 1024  # dimensions that the native kernels take
 
 _native: ModuleType | None
 try:
@@ -41,6 +42,11 @@ def variant() -> str:
     if asked not in known:
         raise InputError(f"{VARIABLE} must be auto or one of {', '.join(known)} on this machine, got {asked!r}")
     return asked
+
+
+def takes(dimensions: int) -> bool:
+    """Whether the kernels in use are native ones, and vectors of so many dimensions are theirs."""
+    return variant() != NUMPY and dimensions <= _LONGEST_VECTOR
 
 
 def has_tiles(variant: str) -> bool:

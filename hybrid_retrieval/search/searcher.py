@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hybrid_retrieval.checkpoints import placement
-from hybrid_retrieval.codec.assignment import LONGEST_VECTOR, available_threads
+from hybrid_retrieval.codec.assignment import available_threads
 from hybrid_retrieval.config import MOST_THREADS
 from hybrid_retrieval.errors import ArrayError, IndexDamagedError
 from hybrid_retrieval.kernels import dispatch
@@ -93,8 +93,7 @@ class Searcher:
         self.snapshot = snapshot
         codec = snapshot.codec
         self._packed = [codec.packed(segment.codes, segment.residuals) for segment in snapshot.segments]
-        variant = dispatch.variant() if codec.dimensions <= LONGEST_VECTOR else dispatch.NUMPY
-        self._native = None if variant == dispatch.NUMPY else NativeCodec(codec, variant)
+        self._native = NativeCodec(codec, dispatch.variant()) if dispatch.takes(codec.dimensions) else None
         self._spreads: list[Float32 | None] = [None for _ in snapshot.segments]
         # Pages of zeros cost nothing before they are written to.
         self._inverse_norms = [np.zeros(len(segment.codes), np.float32) for segment in snapshot.segments]

@@ -11,6 +11,7 @@
 #include "norms.h"
 #include "simd.h"
 #include "tables.h"
+#include "vectors.h"
 
 namespace hr {
 namespace HR_VARIANT {
@@ -19,17 +20,7 @@ namespace {
 // Tokens whose sums are made together; tokens whose centroid's scores are fetched while those before them are read.
 constexpr int kBatch = kMostNorms, kAhead = 16;
 
-#if defined(__AVX512BW__)
-constexpr int kLanes = 16;
-#elif defined(__AVX2__)
-constexpr int kLanes = 8;
-#else
-constexpr int kLanes = 4;
-#endif
-typedef float Vec __attribute__((vector_size(kLanes * 4), aligned(4), may_alias));
 typedef int32_t Whole __attribute__((vector_size(kLanes * 4), aligned(4), may_alias));
-inline Vec load(const float* p) { return *reinterpret_cast<const Vec*>(p); }
-inline void store(float* p, Vec v) { *reinterpret_cast<Vec*>(p) = v; }
 
 // A group of kRow query tokens: q.w = bias + scale * the sum that a kernel makes for it.
 struct Group {
