@@ -10,6 +10,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from hybrid_retrieval.errors import ModelError
 
 
@@ -23,10 +26,27 @@ class Expansion:
 
 
 @dataclass(frozen=True, slots=True)
+class TokenWeights:
+    """How much a token counts in MaxSim: g(v) = sqrt(2 sigmoid(direction . v + bias)) of its unit vector v, over the
+    mean g of its text, so that a text's weights have mean 1. direction: D numbers."""
+
+    direction: tuple[float, ...]
+    bias: float
+
+    def scaled(self, vectors: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Token vectors of one text, float32 [L, D], each as long as its weight."""
+        # A sum a row, in float64: a matrix product may round a row by how many there are.
+        logits = (vectors * np.array(self.direction)).sum(axis=1) + self.bias
+        weights = np.sqrt(2 / (1 + np.exp(-logits)))
+        scaled: NDArray[np.float32] = vectors * (weights / weights.mean()).astype(np.float32)[:, None]
+        return scaled
+
+
+@dataclass(frozen=True, slots=True)
 class Side:
     """One side, query or passage: prefix + ids of the text + suffix, at most `max_tokens` in all.
 
-    Vectors at positions whose id is in `skip_ids` are dropped.
+    Vectors at positions whose id is in `skip_ids` are dropped. weights: of a query's tokens (None: all 1).
     """
 
     prefix_ids: tuple[int, ...]
@@ -34,6 +54,7 @@ class Side:
     max_tokens: int
     skip_ids: tuple[int, ...] = ()
     expansion: Expansion | None = None
+    weights: TokenWeights | None = None
 
     def __post_init__(self) -> None:
         if self.room < 1:
@@ -70,17 +91,22 @@ class EncodingConvention:
 
     def to_dict(self) -> dict[str, Any]:
         """The keys of an `encoder.json`."""
-        return asdict(self)
+        values = asdict(self)
+        for side in ("query", "passage"):
+            if values[side]["weights"] is None:  # most models know none, and their identity is made of these keys
+                del values[side]["weights"]
+        return values
 
 
 def _side(values: Mapping[str, Any]) -> Side:
-    expansion = values.get("expansion")
+    expansion, weights = values.get("expansion"), values.get("weights")
     return Side(
         prefix_ids=tuple(map(int, values["prefix_ids"])),
         suffix_ids=tuple(map(int, values["suffix_ids"])),
         max_tokens=int(values["max_tokens"]),
         skip_ids=tuple(map(int, values.get("skip_ids") or ())),
         expansion=Expansion(**expansion) if expansion else None,
+        weights=TokenWeights(tuple(map(float, weights["direction"])), float(weights["bias"])) if weights else None,
     )
 
 

@@ -1,7 +1,8 @@
-"""`Encoder`: queries and passages to unit token vectors, as the checkpoint's convention says."""
+"""`Encoder`: queries and passages to token vectors, as the checkpoint's convention says."""
 
 from __future__ import annotations
 
+import itertools
 import logging
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -98,7 +99,8 @@ class Encoder:
         return self._cache.info()
 
     def encode_queries(self, texts: Sequence[str]) -> Ragged:
-        """One row a query, over unit float32 vectors [T, D].
+        """One row a query, over float32 vectors [T, D]: of unit length, or as long as their tokens' weights where the
+        model has weights (their mean over a query is 1), so that MaxSim is a weighted sum.
 
         A query over the checkpoint's limit is cut there, as the convention says, with a warning. Raises
         `QueryError` for an empty query or one of more than 10,000 characters.
@@ -115,7 +117,12 @@ class Encoder:
                 attended = len(ids) if expansion.attend else attended
             rows.append(ids)
             masks.append(attended)
-        return self._encode(rows, masks, self.convention.query, "query", range(len(rows)), len(rows))
+        found = self._encode(rows, masks, self.convention.query, "query", range(len(rows)), len(rows))
+        weights = self.convention.query.weights
+        if weights is not None:
+            for start, end in itertools.pairwise(found.offsets.tolist()):
+                found.data[start:end] = weights.scaled(found.data[start:end])
+        return found
 
     def encode_passages(self, texts: Sequence[str]) -> Ragged:
         """One row a passage, over unit float32 vectors [T, D]; a long passage's row holds all of its windows."""

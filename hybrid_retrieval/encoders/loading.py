@@ -8,7 +8,7 @@ from typing import Any
 from hybrid_retrieval.encoders.backend import EncoderBackend, OnnxEncoderBackend
 from hybrid_retrieval.encoders.convention import EncodingConvention
 from hybrid_retrieval.encoders.native_backend import NativeEncoderBackend
-from hybrid_retrieval.errors import ModelSettingsError
+from hybrid_retrieval.errors import ModelError, ModelSettingsError
 from hybrid_retrieval.model_files import fingerprint, load_tokenizer
 from hybrid_retrieval.native_trunk import native_trunk
 from hybrid_retrieval.onnx_files import is_onnx_folder, read_description, weight_files
@@ -33,6 +33,12 @@ def _onnx_parts(folder: Path, *, backend: str, device: str, dtype: str, threads:
     graph, tokenizer = folder / description["graph"], folder / description["tokenizer"]
     convention = EncodingConvention.from_dict(description, str(folder / "encoder.json"))
     dimensions = int(description["dimensions"])
+    weighing = convention.query.weights
+    if weighing is not None and len(weighing.direction) != dimensions:
+        raise ModelError(
+            f"{folder / 'encoder.json'}: the weights of query tokens read {len(weighing.direction)} dimensions, the "
+            f"encoder gives {dimensions}"
+        )
     weights = weight_files(folder, description)
     runner: EncoderBackend
     native = native_trunk(folder, description, "encoder", backend=backend, device=device)

@@ -3,7 +3,6 @@ them; the eight upper layers and the head learn listwise against negatives that 
 
 from __future__ import annotations
 
-import json
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,13 +10,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from hybrid_retrieval.kernels import dispatch
-from hybrid_retrieval.native_trunk import NativeTrunk, TrunkFacts
 from hybrid_retrieval.training import data, losses
 from hybrid_retrieval.training.data import END, Pair
+from hybrid_retrieval.training.exported import ExportedEncoder
 from hybrid_retrieval.training.loop import train
 from hybrid_retrieval.training.modules import CrossEncoder
 
@@ -74,17 +71,9 @@ def mine(encoder: Path, pairs: Sequence[Pair], *, questions: int, threads: int) 
         chosen.setdefault(pair.passage_key, pair)
     pool = list(chosen.values())
     items = list(pairs[:questions])
-    description = json.loads((encoder / "encoder.json").read_text(encoding="utf-8"))["trunk"]
-    facts = TrunkFacts.from_dict(description, str(encoder))
-    trunk = NativeTrunk(encoder, facts, variant=dispatch.variant(), threads=threads)
-    projection = trunk.projection(trunk.tensors["projection"])
-
-    def vectors(prefix: Sequence[int], texts: Sequence[list[int]], limit: int) -> list[NDArray[np.float32]]:
-        rows = [np.array(data.wrap(prefix, text, limit), np.int64) for text in texts]
-        return [v for start in range(0, len(rows), 256) for v in trunk.run(rows[start : start + 256], projection)]
-
-    passages = vectors(data.PASSAGE_PREFIX, [pair.passage for pair in pool], PASSAGE_TOKENS)
-    queries = vectors(data.QUERY_PREFIX, [pair.query for pair in items], QUERY_TOKENS)
+    runs = ExportedEncoder(encoder, threads=threads)
+    passages = runs.vectors(data.PASSAGE_PREFIX, [pair.passage for pair in pool], PASSAGE_TOKENS)
+    queries = runs.vectors(data.QUERY_PREFIX, [pair.query for pair in items], QUERY_TOKENS)
     means = np.stack([v.mean(axis=0) for v in passages])
     found = []
     for item, q in zip(items, queries, strict=True):

@@ -14,7 +14,7 @@ import torch
 from tokenizers import Tokenizer
 from torch import nn
 
-from hybrid_retrieval.training import data, projection_recipe, reranker_recipe, upper_recipe
+from hybrid_retrieval.training import data, projection_recipe, query_weights_recipe, reranker_recipe, upper_recipe
 from hybrid_retrieval.training.base_weights import BaseModel, read_base, tokenizer_json
 from hybrid_retrieval.training.data import Pair
 from hybrid_retrieval.training.export import write_atomically, write_encoder, write_reranker
@@ -146,8 +146,37 @@ def _encoder(
         encoder, material, steps=upper_steps, checkpoint=work / "upper.ckpt", resume=resume, half=half, seed=seed
     )
     if done:
-        write_encoder(base, arrays(upper_recipe.rotated(encoder, seed)), out, ENCODER)
+        trained = arrays(upper_recipe.rotated(encoder, seed))
+        write_encoder(base, trained, out, ENCODER)
+        unseen = _unseen(tokenizer, pairs=pairs, sentences=sentences, documentation=documentation, seed=seed)
+        weights = query_weights_recipe.learn(out, unseen, seed=seed, threads=threads)
+        write_encoder(base, trained, out, {**ENCODER, "query": {**ENCODER["query"], "weights": weights}})
     return done
+
+
+def _unseen(
+    tokenizer: Tokenizer, *, pairs: Path, sentences: Path, documentation: Path, seed: int
+) -> dict[str, tuple[list[Pair], list[Pair]]]:
+    """What ``query_weights_recipe.learn`` takes: pairs that ``_encoder`` left over (of sentences, some may have been
+    shown)."""
+    recipe, upper = query_weights_recipe, upper_recipe
+    drawn = data.load_pairs(pairs, tokenizer, limit=4000, seed=seed, names=upper.FILES)
+    found = {name: (rows[upper.FILES[name][1] :], rows) for name, rows in drawn.items()}
+    across, documented = (
+        {language: (share, limit + recipe.QUESTIONS) for language, (share, limit) in shares.items()}
+        for shares in (upper.ACROSS, upper.DOCUMENTATION)
+    )
+    more = _across(tokenizer, across, pairs=pairs, seed=seed)
+    more |= _documentation(tokenizer, documented, documentation, tokens=upper.PASSAGE_TOKENS, seed=seed)
+    seen = {data.across_file(language): limit for language, (_, limit) in upper.ACROSS.items()}
+    seen |= {data.documentation_file(language): limit for language, (_, limit) in upper.DOCUMENTATION.items()}
+    found |= {name: (rows[seen[name] :], rows) for name, rows in more.items()}
+    bitext = data.load_bitext(
+        sentences, tokenizer, per_language=recipe.SENTENCES_EACH, more=recipe.SENTENCES_MORE, seed=seed + 3
+    )
+    hosts = [pair.passage for name in upper.HOSTS for pair in drawn[name]]
+    stated = data.statements(bitext, hosts, seed=seed)
+    return found | {"stated": (stated, stated)}
 
 
 def _lists(

@@ -46,6 +46,20 @@ def test_a_query_is_marked_and_filled_with_masks(encoder: Encoder) -> None:
     assert encoder.tokens("The house", "query") == ["[CLS]", "[unused0]", "the", "house", "[SEP]", *["[MASK]"] * 7]
 
 
+def test_a_model_may_weigh_the_tokens_of_a_query(encoder: Encoder, tmp_path: Path) -> None:
+    weights = {"direction": np.linspace(-3, 3, DIMENSIONS).tolist(), "bias": 0.5}
+    folder = write_tiny_encoder(tmp_path, query=description()["query"] | {"weights": weights})
+    weighing = Encoder.load(str(folder), threads=1)
+    texts = ["The house", "a river near the house"]
+    for unit, found in zip(encoder.encode_queries(texts), weighing.encode_queries(texts), strict=True):
+        g = np.sqrt(2 / (1 + np.exp(-(unit @ np.array(weights["direction"]) + weights["bias"]))))
+        np.testing.assert_allclose(found, unit * (g / g.mean())[:, None], rtol=1e-5, atol=1e-6)
+        assert np.ptp(np.linalg.norm(found, axis=1)) > 0.1
+    np.testing.assert_array_equal(weighing.encode_query(texts[1]), weighing.encode_queries(texts)[1])
+    np.testing.assert_array_equal(weighing.encode_passages(texts).data, encoder.encode_passages(texts).data)
+    assert weighing.identity != encoder.identity
+
+
 @pytest.mark.parametrize("attend", [False, True])
 def test_attention_reaches_the_filling_only_where_the_convention_says(
     folder: Path, tmp_path: Path, attend: bool
@@ -243,6 +257,8 @@ def test_what_a_backend_cannot_do_is_an_error(folder: Path, options: dict[str, A
         ({"format": 2}, "format 2"),
         ({"kind": "reranker"}, "kind 'encoder'"),
         ({"query": {}}, "incomplete"),
+        ({"query": description()["query"] | {"weights": {"direction": [1.0], "bias": 0}}}, "1 dimensions, the encoder"),
+        ({"query": description()["query"] | {"weights": {"bias": 0}}}, "incomplete"),
         ({"pad_id": "x"}, "must be a whole number"),
         ({"passage": description()["passage"] | {"max_tokens": 3}}, "leaves no room"),
     ],
