@@ -4,12 +4,13 @@
         --peer colbert-ai=ENV/bin/python --peer exact-torch=ENV/bin/python
 
 Each peer runs in an environment of its own (``benchmarks/peers/make_env.sh``) as ``benchmarks/peers/worker.py``.
-Vectors come from the embedded encoder and are kept in WORK. Reported for each system and k: milliseconds a query at the
-median and the 95th percentile, overlap of the top k with exhaustive MaxSim over the float vectors and over the same
-2-bit index, nDCG@10; and build time, bytes and peak memory. Query encoding is excluded everywhere. ``--dimensions``
-keeps only the first dimensions of each vector (the encoder's are turned at random, so all weigh alike), for peers such
-as maxsim-cpu that end their process at 256. ``--peer SYSTEM`` without an environment is one of ours (such as
-hybrid-retrieval-4bits). ``--plot`` draws the speed at the largest k against the overlap.
+Vectors come from the embedded encoder and are kept in WORK. Reported for each system and k: milliseconds a query at
+the median and the 95th percentile, overlap of the top k with exhaustive MaxSim over the float vectors and over the
+same 2-bit index, nDCG@10; queries a second of all in one call, at the largest k; and build time, bytes and peak
+memory. Query encoding is excluded everywhere. ``--dimensions`` keeps only the first dimensions of each vector (the
+encoder's are turned at random, so all weigh alike), for peers such as maxsim-cpu that end their process at 256.
+``--peer SYSTEM`` without an environment is one of ours (such as hybrid-retrieval-4bits). ``--plot`` draws the speed
+at the largest k against the overlap.
 """
 
 from __future__ import annotations
@@ -73,13 +74,15 @@ def encoded(name: str, folder: Path, work: Path, queries: int, passages: int, ti
 
 
 def narrowed(path: Path, dimensions: int) -> Path:
-    """The same vectors with their first ``dimensions`` dimensions, of unit length again."""
+    """The same vectors with their first ``dimensions`` dimensions, as long as before."""
     arrays = dict(np.load(path))
     if dimensions > arrays["data"].shape[1]:
         sys.exit(f"stage1.py: --dimensions must be at most {arrays['data'].shape[1]}, got {dimensions}")
     for name in ("data", "queries"):
-        cut = arrays[name][:, :dimensions].astype(np.float32)
-        arrays[name] = (cut / np.linalg.norm(cut, axis=1, keepdims=True)).astype(arrays[name].dtype)
+        whole = arrays[name].astype(np.float32)
+        cut = whole[:, :dimensions]
+        shortened = np.linalg.norm(cut, axis=1, keepdims=True) / np.linalg.norm(whole, axis=1, keepdims=True)
+        arrays[name] = (cut / shortened).astype(arrays[name].dtype)
     narrow = path.with_name(f"{path.stem}-{dimensions}d.npz")
     np.savez(narrow, **arrays)
     return narrow
@@ -138,13 +141,19 @@ def measure(workers: list[PeerProcess], vectors: Any, ks: list[int], rounds: int
                 "overlap_same_index": overlap(quantised) if quantised and system == OURS else None,
                 "ndcg@10": float(np.mean([ndcg_at_10(a, b) for a, b in zip(top, relevant, strict=True)])),
             }
+    batches: dict[str, list[float]] = {worker.system: [] for worker in workers}
+    for _ in range(rounds):
+        for worker in workers:
+            batches[worker.system].append(count / worker.ask(k=max(ks))["ms"] * 1e3)
+    for system, rates in batches.items():
+        found[system]["batch_queries_per_s"] = float(np.median(rates))
     return found
 
 
 def show(name: str, found: dict[str, Any], ks: list[int]) -> None:
     print(f"\n{name}")
     print(
-        f"{'system':24} {'build s':>8} {'MB':>7} {'RSS MB':>7}",
+        f"{'system':28} {'build s':>8} {'MB':>7} {'RSS MB':>7} {'queries/s':>9}",
         *(f"{f'k={k}: p50 ms':>14} {'ratio':>6} {'overlap':>8} {'nDCG@10':>8}" for k in ks),
     )
     for system, facts in found.items():
@@ -154,7 +163,11 @@ def show(name: str, found: dict[str, Any], ks: list[int]) -> None:
             ratio = row["p50_ms"] / found[OURS]["k"][k]["p50_ms"]
             cells.append(f"{row['p50_ms']:14.2f} {ratio:5.1f}x {row['overlap_float']:8.3f} {row['ndcg@10']:8.3f}")
         build = facts["build"]
-        print(f"{system:24} {build['build_s']:8.1f} {build['bytes'] / 1e6:7.1f} {facts['rss_mb']:7.0f}", *cells)
+        print(
+            f"{system:28} {build['build_s']:8.1f} {build['bytes'] / 1e6:7.1f} {facts['rss_mb']:7.0f} "
+            f"{facts['batch_queries_per_s']:9.1f}",
+            *cells,
+        )
     for k in ks:
         same = found[OURS]["k"][k]["overlap_same_index"]
         if same is not None:

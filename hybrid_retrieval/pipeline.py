@@ -194,9 +194,7 @@ class Pipeline:
         return Explanation(passage_id, sums[best], matches)
 
     def _retrieve(self, texts: Sequence[str], k: int) -> list[_Candidates]:
-        """Stage 1. Queries are searched together on a device, where each one's time is its share; else one by one."""
-        if len(texts) > 1 and not self.index.searcher.on_device:
-            return [candidates for text in texts for candidates in self._retrieve([text], k)]
+        """Stage 1. Queries are searched together; each one's time is its share."""
         timings: dict[str, float] = {}
         search = self.config.search
         with _timed(timings, "encode"):

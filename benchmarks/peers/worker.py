@@ -6,7 +6,8 @@ SYSTEM: hybrid-retrieval, hybrid-retrieval-exact, hybrid-retrieval-4bits, hybrid
 kernels of processors without tiles), colbert-ai, fast-plaid, xtr-warp-rs, maxsim-cpu or exact-torch.
 VECTORS: `data` float16 [T, D], `offsets` [N + 1], `queries` float32 [Lq, D] side by side with `query_offsets`. The
 first line on standard output reports the build: {"build_s", "bytes", "version"}. Then each line {"query", "k"} on
-standard input is answered by {"ms", "ids", "rss_mb"}; query encoding is no part of it. Needs nothing of this project
+standard input is answered by {"ms", "ids", "rss_mb"}; a line without "query" asks all queries in one call, and "ids"
+are the last one's. Query encoding is no part of it. Needs nothing of this project
 but for its own system.
 """
 
@@ -30,7 +31,8 @@ for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "
 
 import numpy as np  # noqa: E402  (threads are chosen before any library starts)
 
-Search = Callable[[np.ndarray, int], list[int]]
+Search = Callable[[list[np.ndarray], int], list[list[int]]]
+"""Queries and k to the ids found for each."""
 
 
 def folder_bytes(folder: Path) -> int:
@@ -46,7 +48,14 @@ def hybrid_retrieval(
     ids = [str(i) for i in range(len(offsets) - 1)]
     index = Index.from_vectors(folder, ids, data, offsets, nbits=nbits)
     threads = int(THREADS)
-    return lambda query, k: [int(i) for i in index.search(query, k=k, exact=exact, threads=threads).ids]
+
+    def run(queries: list[np.ndarray], k: int) -> list[list[int]]:
+        if len(queries) == 1:
+            return [[int(i) for i in index.search(queries[0], k=k, exact=exact, threads=threads).ids]]
+        found = index.searcher.search_batch(queries, k=k, exact=exact, threads=threads)
+        return [[int(index.passage(row).passage_id) for row in one.rows.tolist()] for one in found]
+
+    return run
 
 
 def colbert_ai(data: np.ndarray, offsets: np.ndarray, folder: Path) -> Search:
@@ -73,7 +82,7 @@ def colbert_ai(data: np.ndarray, offsets: np.ndarray, folder: Path) -> Search:
         Indexer(checkpoint=checkpoint, config=config, verbose=0).index(name="index", collection=names, overwrite=True)
         # dense_search keeps the settings of its first k: one searcher for each
         searchers = {k: Searcher(index="index", collection=names, verbose=0) for k in (10, 100, 1000)}
-    return lambda query, k: searchers[k].dense_search(torch.from_numpy(query)[None], k)[0]
+    return lambda queries, k: [searchers[k].dense_search(torch.from_numpy(query)[None], k)[0] for query in queries]
 
 
 def fast_plaid(data: np.ndarray, offsets: np.ndarray, folder: Path) -> Search:
@@ -84,9 +93,9 @@ def fast_plaid(data: np.ndarray, offsets: np.ndarray, folder: Path) -> Search:
     index = search.FastPlaid(index=str(folder), device="cpu")
     index.create(documents_embeddings=list(torch.split(torch.from_numpy(data), np.diff(offsets).tolist())), nbits=2)
 
-    def run(query: np.ndarray, k: int) -> list[int]:
-        found = index.search(queries_embeddings=torch.from_numpy(query)[None], top_k=k, show_progress=False)
-        return [passage for passage, _ in found[0]]
+    def run(queries: list[np.ndarray], k: int) -> list[list[int]]:
+        found = index.search([torch.from_numpy(query) for query in queries], top_k=k, show_progress=False)
+        return [[passage for passage, _ in one] for one in found]
 
     return run
 
@@ -102,10 +111,10 @@ def xtr_warp(data: np.ndarray, offsets: np.ndarray, folder: Path) -> Search:
     index = XTRWarp(index=str(folder), device="cpu")
     index.load(device="cpu")
 
-    def run(query: np.ndarray, k: int) -> list[int]:
-        tensor = torch.from_numpy(query)[None].float()
-        found = index.search(tensor, top_k=k, num_threads=int(THREADS), show_progress=False)
-        return [passage for passage, _ in found[0]]
+    def run(queries: list[np.ndarray], k: int) -> list[list[int]]:
+        tensors = [torch.from_numpy(query).float() for query in queries]
+        found = index.search(tensors, top_k=k, num_threads=int(THREADS), show_progress=False)
+        return [[passage for passage, _ in one] for one in found]
 
     return run
 
@@ -117,7 +126,10 @@ def maxsim_cpu(data: np.ndarray, offsets: np.ndarray, folder: Path) -> Search:
     vectors = data.astype(np.float32)
     passages = [vectors[offsets[i] : offsets[i + 1]] for i in range(len(offsets) - 1)]
 
-    def run(query: np.ndarray, k: int) -> list[int]:
+    def run(queries: list[np.ndarray], k: int) -> list[list[int]]:
+        return [one(query, k) for query in queries]
+
+    def one(query: np.ndarray, k: int) -> list[int]:
         scores = np.asarray(maxsim_cpu.maxsim_scores_variable(query.astype(np.float32), passages))
         return np.argsort(-scores, kind="stable")[:k].tolist()
 
@@ -136,7 +148,10 @@ def exact_torch(data: np.ndarray, offsets: np.ndarray, folder: Path) -> Search:
         vectors = np.concatenate([data[offsets[i] : offsets[i + 1]] for i in rows]).astype(np.float32)
         groups.append((torch.from_numpy(rows), int(length), torch.from_numpy(vectors)))
 
-    def run(query: np.ndarray, k: int) -> list[int]:
+    def run(queries: list[np.ndarray], k: int) -> list[list[int]]:
+        return [one(query, k) for query in queries]
+
+    def one(query: np.ndarray, k: int) -> list[int]:
         scores, turned = torch.empty(len(lengths)), torch.from_numpy(query).T.contiguous()
         for rows, length, vectors in groups:
             scores[rows] = (vectors @ turned).view(-1, length, turned.shape[1]).amax(1).sum(-1)
@@ -176,9 +191,10 @@ def main() -> None:
     print(json.dumps(facts), file=answers, flush=True)
     for line in sys.stdin:
         asked = json.loads(line)
-        query = np.ascontiguousarray(queries[bounds[asked["query"]] : bounds[asked["query"] + 1]])
+        numbers = [asked["query"]] if "query" in asked else range(len(bounds) - 1)
+        rows = [np.ascontiguousarray(queries[bounds[i] : bounds[i + 1]]) for i in numbers]
         start = time.perf_counter()
-        ids = search(query, asked["k"])
+        ids = search(rows, asked["k"])[-1]
         elapsed = (time.perf_counter() - start) * 1e3
         rss = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
         print(json.dumps({"ms": elapsed, "ids": [int(i) for i in ids], "rss_mb": rss}), file=answers, flush=True)

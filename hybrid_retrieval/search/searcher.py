@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import threading
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -135,11 +136,12 @@ class Searcher:
     ) -> list[Found]:
         """For each query the k best passages, best first, ties by row.
 
-        queries: float [Lq, D] each, finite. exact: score every passage. nprobe: centroids that each query
-        token probes, 0 chooses from k. num_candidates: passages that are scored exactly, never fewer than k;
-        0 chooses from k and from what the first of them score (`_undecided`; on CUDA from k alone). threads: at
-        most 1,024, 0 means every core. n is k or, where there are fewer, the number of passages that have
-        vectors. Scores are the true MaxSim over the compressed vectors in either mode.
+        queries: float [Lq, D] each, finite. exact: score every passage. nprobe: centroids that each query token
+        probes, 0 chooses from k. num_candidates: passages that are scored exactly, never fewer than k; 0 chooses from
+        k and from what the first of them score (`_undecided`; on CUDA from k alone). threads: at most 1,024, 0 means
+        every core; on a CPU they share out the queries, and what is over works within one. n is k or, where there are
+        fewer, the number of passages that have vectors. Scores are the true MaxSim over the compressed vectors in
+        either mode.
         bound: also work out for how large a share of the hits it is sure that exhaustive search returns them
         (`search.bounds`), which reads every code and, the first time, decodes every token; else the bound is None.
         Raises `QueryError` and `ArrayError`.
@@ -156,7 +158,15 @@ class Searcher:
         try:
             if self._device is not None:
                 return self._search_device(self._device, checked, k, exact, nprobe, width.most, bound)
-            return [self._search(query, k, exact, nprobe, width, threads, bound) for query in checked]
+            within = max(1, threads // max(1, len(checked)))
+
+            def one(query: Float32) -> Found:
+                return self._search(query, k, exact, nprobe, width, within, bound)
+
+            if threads == 1 or len(checked) < 2:
+                return [one(query) for query in checked]
+            with ThreadPoolExecutor(min(threads, len(checked))) as pool:
+                return list(pool.map(one, checked))
         except (IndexError, ValueError) as error:
             # The query was checked above: only files that contradict each other lead here.
             raise IndexDamagedError(

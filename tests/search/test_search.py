@@ -74,6 +74,20 @@ def test_exact_search_is_maxsim_over_the_decoded_vectors(
 
 
 @either_size
+@pytest.mark.parametrize("exact", [False, True])
+@pytest.mark.parametrize("threads", [1, 2, 7])
+def test_queries_searched_together_find_what_each_finds_alone(searcher: Searcher, threads: int, exact: bool) -> None:
+    queries = [query_for(row, row, length=1 + row % 20) for row in range(0, 600, 60)]
+    together = searcher.search_batch(queries, k=20, threads=threads, exact=exact, bound=True)
+    for query, found in zip(queries, together, strict=True):
+        rows, scores, bound = searcher.search(query, k=20, threads=1, exact=exact, bound=True)
+        np.testing.assert_array_equal(found.rows, rows)
+        np.testing.assert_array_equal(found.scores, scores)
+        assert found.recall_bound == bound
+    assert searcher.search_batch([], k=20, threads=threads) == []
+
+
+@either_size
 @pytest.mark.parametrize("k", [1, 10, 50, 100])
 def test_default_search_finds_what_exact_search_finds_with_the_very_scores(searcher: Searcher, k: int) -> None:
     found = 0
