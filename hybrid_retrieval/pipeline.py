@@ -30,12 +30,17 @@ QUERIES_TOGETHER = 32
 
 @dataclass(frozen=True, slots=True)
 class TokenMatch:
-    """One query token and the passage token that it matched best."""
+    """One query token and the passage token that it matched best.
+
+    similarity: what the match adds to the score, their cosine times `weight`. weight: how much the query token counts
+    (1 but for an encoder that weighs them, whose weights have mean 1).
+    """
 
     query_token: str
     passage_token: str
     passage_position: int
     similarity: float
+    weight: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,8 +192,9 @@ class Pipeline:
                 f"the encoder gives {len(query_tokens)} x {len(passage_tokens)} tokens where the index holds "
                 f"{matrix.shape[0]} x {matrix.shape[1]}: the passage was indexed with other settings"
             )
+        weights = np.linalg.norm(vectors, axis=1).tolist()
         matches = tuple(
-            TokenMatch(token, passage_tokens[position], int(position), float(matrix[i, position]))
+            TokenMatch(token, passage_tokens[position], int(position), float(matrix[i, position]), weights[i])
             for i, (token, position) in enumerate(zip(query_tokens, matrix.argmax(axis=1), strict=True))
         )
         return Explanation(passage_id, sums[best], matches)

@@ -284,6 +284,9 @@ def test_explain_names_the_matching_tokens_and_sums_to_maxsim(pipeline: Pipeline
     score = dict(zip(exact.ids, exact.scores, strict=True))["vaccine"]
     assert explanation.retrieval_score == pytest.approx(score, abs=1e-3)
     assert sum(match.similarity for match in explanation.matches) == pytest.approx(score, abs=1e-3)
+    weights = {match.query_token: match.weight for match in explanation.matches}
+    assert np.mean([match.weight for match in explanation.matches]) == pytest.approx(1, abs=1e-5)
+    assert weights["<s>"] < 1 < weights["▁vaccin"]
     matched = {
         match.query_token: match.passage_token for match in pipeline.explain("the immune system", "vaccine").matches
     }
