@@ -34,10 +34,10 @@ Float32 = NDArray[np.float32]
 # any case, and of how many at most the best are found among.
 NPROBE, NPROBE_PER_K = 16, 0.32
 FIRST, FIRST_PER_K = 32, 1.5
-MOST, MOST_PER_K = 256, 20
+MOST, MOST_PER_K = 512, 40
 # What an approximate score may rise by when it is made exact, in standard deviations of what the first ones rose by
-# beyond their mean.
-MARGIN = 2.25
+# beyond their mean: MARGIN + MARGIN_OVER_K / k, for five hits or fewer as for five (of few, each weighs more).
+MARGIN, MARGIN_OVER_K = 2.25, 7.5
 # The native kernels approximate every window of an index of up to this many tokens, a few milliseconds' work, and
 # leave the inverted lists to larger ones.
 TOKENS_WITHOUT_LISTS = 4_000_000
@@ -355,10 +355,10 @@ def _undecided(rest: Int64, approximate: Float32, scored: Int64, scores: Float32
 
     scored: positions of those that have exact scores, and these. From an approximate score to the exact one it is
     further for some passages than for others, and how much further differs by query and by collection. So it is
-    measured on those that are scored: the others may rise by their mean and `MARGIN` standard deviations.
+    measured on those that are scored: the others may rise by their mean and some standard deviations (`MARGIN`).
     """
     rises = (scores - approximate[scored])[np.isfinite(approximate[scored])].astype(np.float64)
     if not len(rest) or not len(rises):
         return rest[:0]
-    most = rises.mean() + MARGIN * rises.std()
+    most = rises.mean() + (MARGIN + MARGIN_OVER_K / max(k, 5)) * rises.std()
     return np.sort(rest[approximate[rest] + most >= np.partition(scores, len(scores) - k)[len(scores) - k]])

@@ -304,13 +304,13 @@ def test_best_first_is_the_tie_rule_of_search() -> None:
 
 
 def test_what_may_yet_be_a_hit_is_told_by_what_the_first_rose_by() -> None:
-    approximate = np.array([9, 8, 7, 6, 5, -np.inf], np.float32)
+    approximate = np.array([9, 8, 6.6, 5.6, 5, -np.inf], np.float32)
     scored, scores = np.array([0, 1, 5]), np.array([9.5, 9.5, 4], np.float32)  # rose by .5 and 1.5: 1, give or take .5
     rest = np.array([2, 3, 4])
     assert _undecided(rest, approximate, scored, scores, 2).tolist() == []
     assert _undecided(rest, approximate, scored, scores, 3).tolist() == [2, 3, 4]
     assert _undecided(rest, approximate + np.float32(0.6), scored, scores + np.float32(0.6), 2).tolist() == []
-    # Rose by .5 and fell by .5: those within 1 of the second best are open.
+    # Rose by .5 and fell by .5: those within 3.75 times that of the second best are open.
     assert _undecided(rest, approximate, np.array([0, 1]), np.array([9.5, 7.5], np.float32), 2).tolist() == [2]
     assert _undecided(rest[:0], approximate, scored, scores, 2).tolist() == []
 
@@ -325,6 +325,7 @@ def test_more_is_scored_where_approximate_scores_say_less(searcher: Searcher, mo
         return score(query, centroid, rows, threads)
 
     monkeypatch.setattr(searcher, "_scored", counted)
+    monkeypatch.setattr("hybrid_retrieval.search.searcher.MOST", 256)
     for margin in (-1e6, 0.0, 1e6):
         monkeypatch.setattr("hybrid_retrieval.search.searcher.MARGIN", margin)
         counts.append(0)
