@@ -350,4 +350,4 @@ def test_a_device_that_is_not_there_is_refused(small_index: Path) -> None:
         pytest.skip("this machine has a CUDA device")
     with pytest.raises(ModelSettingsError, match="no CUDA device"):
         Pipeline.from_config({"search": {"device": "cuda"}}, index=small_index)
-    assert not Pipeline.from_config({"search": {"device": "auto"}}, index=small_index).index.searcher.on_device
+    assert not Pipeline.from_config({"search": {"device": "auto"}}, index=small_index).index.searcher._device

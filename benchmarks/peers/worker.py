@@ -50,8 +50,6 @@ def hybrid_retrieval(
     threads = int(THREADS)
 
     def run(queries: list[np.ndarray], k: int) -> list[list[int]]:
-        if len(queries) == 1:
-            return [[int(i) for i in index.search(queries[0], k=k, exact=exact, threads=threads).ids]]
         found = index.searcher.search_batch(queries, k=k, exact=exact, threads=threads)
         return [[int(index.passage(row).passage_id) for row in one.rows.tolist()] for one in found]
 

@@ -33,6 +33,10 @@ class TokenWeights:
     direction: tuple[float, ...]
     bias: float
 
+    def __post_init__(self) -> None:
+        if not np.isfinite([*self.direction, self.bias]).all():
+            raise ModelError("the weights of query tokens must be finite numbers")
+
     def scaled(self, vectors: NDArray[np.float32]) -> NDArray[np.float32]:
         """Token vectors of one text, float32 [L, D], each as long as its weight."""
         # A sum a row, in float64: a matrix product may round a row by how many there are.
@@ -85,16 +89,19 @@ class EncodingConvention:
     def from_dict(cls, values: Mapping[str, Any], source: str) -> EncodingConvention:
         """From an `encoder.json`. Raises `ModelError` for a missing key."""
         try:
-            return cls(_side(values["query"]), _side(values["passage"]), int(values["pad_id"]))
+            found = cls(_side(values["query"]), _side(values["passage"]), int(values["pad_id"]))
         except (KeyError, TypeError, ValueError) as error:
             raise ModelError(f"{source}: the encoding convention is incomplete ({error!r})") from None
+        if found.passage.weights is not None:
+            raise ModelError(f"{source}: passage.weights must be absent, since only the tokens of a query have weights")
+        return found
 
     def to_dict(self) -> dict[str, Any]:
         """The keys of an `encoder.json`."""
         values = asdict(self)
-        for side in ("query", "passage"):
-            if values[side]["weights"] is None:  # most models know none, and their identity is made of these keys
-                del values[side]["weights"]
+        del values["passage"]["weights"]
+        if self.query.weights is None:  # most models have none, and their identity is made of these keys
+            del values["query"]["weights"]
         return values
 
 

@@ -219,11 +219,6 @@ class Searcher:
             scores.append(np.maximum.reduceat(found, first))
         return np.concatenate(scores) if scores else np.empty(0, np.float32)
 
-    @property
-    def on_device(self) -> bool:
-        """Whether a batch of queries is searched together, on CUDA."""
-        return self._device is not None
-
     def _search_device(
         self, device: DeviceSearcher, queries: list[Float32], k: int, exact: bool, nprobe: int, width: int, bound: bool
     ) -> list[Found]:

@@ -17,13 +17,17 @@ BLOCK = 256
 """Texts run at a time."""
 
 
+def trunk_facts(folder: Path) -> TrunkFacts:
+    """The numbers of an exported encoder's trunk."""
+    description = json.loads((folder / "encoder.json").read_text(encoding="utf-8"))["trunk"]
+    return TrunkFacts.from_dict(description, str(folder))
+
+
 class ExportedEncoder:
     """The encoder of a folder that ``export.write_encoder`` wrote, on the native kernels."""
 
     def __init__(self, folder: Path, *, threads: int) -> None:
-        description = json.loads((folder / "encoder.json").read_text(encoding="utf-8"))["trunk"]
-        facts = TrunkFacts.from_dict(description, str(folder))
-        self._trunk = NativeTrunk(folder, facts, variant=dispatch.variant(), threads=threads)
+        self._trunk = NativeTrunk(folder, trunk_facts(folder), variant=dispatch.variant(), threads=threads)
         self._projection = self._trunk.projection(self._trunk.tensors["projection"])
 
     def vectors(self, prefix: Sequence[int], texts: Sequence[list[int]], limit: int) -> list[NDArray[np.float32]]:

@@ -147,20 +147,25 @@ def _encoder(
     )
     if done:
         trained = arrays(upper_recipe.rotated(encoder, seed))
-        write_encoder(base, trained, out, ENCODER)
-        unseen = _unseen(tokenizer, pairs=pairs, sentences=sentences, documentation=documentation, seed=seed)
-        weights = query_weights_recipe.learn(out, unseen, seed=seed, threads=threads)
+        write_encoder(base, trained, work / "unweighted", ENCODER)
+        unseen = _unseen(tokenizer, drawn, pairs=pairs, sentences=sentences, documentation=documentation, seed=seed)
+        weights = _query_weights(work / "query-weights.json", work / "unweighted", unseen, seed=seed, threads=threads)
         write_encoder(base, trained, out, {**ENCODER, "query": {**ENCODER["query"], "weights": weights}})
     return done
 
 
 def _unseen(
-    tokenizer: Tokenizer, *, pairs: Path, sentences: Path, documentation: Path, seed: int
+    tokenizer: Tokenizer,
+    drawn: dict[str, list[Pair]],
+    *,
+    pairs: Path,
+    sentences: Path,
+    documentation: Path,
+    seed: int,
 ) -> dict[str, tuple[list[Pair], list[Pair]]]:
-    """What ``query_weights_recipe.learn`` takes: pairs that ``_encoder`` left over (of sentences, some may have been
-    shown)."""
+    """What ``query_weights_recipe.learn`` takes: pairs that ``_encoder`` left over of the ``drawn`` and of other files
+    (of sentences, some may have been shown)."""
     recipe, upper = query_weights_recipe, upper_recipe
-    drawn = data.load_pairs(pairs, tokenizer, limit=4000, seed=seed, names=upper.FILES)
     found = {name: (rows[upper.FILES[name][1] :], rows) for name, rows in drawn.items()}
     across, documented = (
         {language: (share, limit + recipe.QUESTIONS) for language, (share, limit) in shares.items()}
@@ -179,12 +184,30 @@ def _unseen(
     return found | {"stated": (stated, stated)}
 
 
+def _made_of(encoder: Path, told: object) -> str:
+    """A digest of an exported encoder's weights and of what else a step was given."""
+    return hashlib.sha256((encoder / "encoder.safetensors").read_bytes() + repr(told).encode()).hexdigest()
+
+
+def _query_weights(
+    path: Path, encoder: Path, sources: dict[str, tuple[list[Pair], list[Pair]]], *, seed: int, threads: int
+) -> dict[str, object]:
+    """What ``query_weights_recipe.learn`` finds, kept in a file for the next run with the same encoder and pairs."""
+    made_of = _made_of(encoder, (seed, sources))
+    if path.exists():
+        known: dict[str, object] = json.loads(path.read_text(encoding="utf-8"))
+        if known.pop("made_of", "") == made_of:
+            return known
+    weights = query_weights_recipe.learn(encoder, sources, seed=seed, threads=threads)
+    write_atomically(path, json.dumps({**weights, "made_of": made_of}).encode())
+    return weights
+
+
 def _lists(
     path: Path, encoder: Path, sources: dict[str, tuple[list[Pair], int]], *, seed: int, threads: int
 ) -> reranker_recipe.Lists:
     """What ``reranker_recipe.gather`` finds, kept in a file for the next run with the same encoder and pairs."""
-    told = repr((seed, [(name, limit, pairs) for name, (pairs, limit) in sources.items()])).encode()
-    made_of = hashlib.sha256((encoder / "encoder.safetensors").read_bytes() + told).hexdigest()
+    made_of = _made_of(encoder, (seed, [(name, limit, pairs) for name, (pairs, limit) in sources.items()]))
     if path.exists():
         known = json.loads(path.read_text(encoding="utf-8"))
         if known.pop("made_of", "") == made_of:

@@ -7,7 +7,6 @@ upper ones learn from the very numbers they will be given.
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,10 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hybrid_retrieval.kernels import dispatch
-from hybrid_retrieval.native_trunk import NativeTrunk, TrunkFacts, layer_arrays
-
-BLOCK = 256
-"""Texts run at a time."""
+from hybrid_retrieval.native_trunk import NativeTrunk, layer_arrays
+from hybrid_retrieval.training.exported import BLOCK, trunk_facts
 
 
 @dataclass(frozen=True)
@@ -51,8 +48,7 @@ def keep_states(encoder: Path, rows: Sequence[Sequence[int]], frozen: int, work:
         known = np.load(work / "states.npz")
         if np.array_equal(known["ids"], flat) and np.array_equal(known["offsets"], offsets):
             return States(np.load(work / "lower.npy", "r"), np.load(work / "final.npy", "r"), offsets)
-    description = json.loads((encoder / "encoder.json").read_text(encoding="utf-8"))["trunk"]
-    facts = TrunkFacts.from_dict(description, str(encoder))
+    facts = trunk_facts(encoder)
     below = NativeTrunk(encoder, dataclasses.replace(facts, layers=frozen), variant=dispatch.variant(), threads=threads)
     above = dispatch.module().Trunk(dispatch.variant(), facts.hidden, facts.heads, facts.head_size, facts.epsilon)
     for i in range(frozen, facts.layers):

@@ -259,6 +259,11 @@ def test_what_a_backend_cannot_do_is_an_error(folder: Path, options: dict[str, A
         ({"query": {}}, "incomplete"),
         ({"query": description()["query"] | {"weights": {"direction": [1.0], "bias": 0}}}, "1 dimensions, the encoder"),
         ({"query": description()["query"] | {"weights": {"bias": 0}}}, "incomplete"),
+        ({"query": description()["query"] | {"weights": {"direction": [np.nan] * 8, "bias": 0}}}, "finite"),
+        (
+            {"passage": description()["passage"] | {"weights": {"direction": [1.0] * 8, "bias": 0}}},
+            "only the tokens",
+        ),
         ({"pad_id": "x"}, "must be a whole number"),
         ({"passage": description()["passage"] | {"max_tokens": 3}}, "leaves no room"),
     ],

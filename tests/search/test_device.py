@@ -120,9 +120,9 @@ def test_bytes_in_the_devices_order_hold_the_same_buckets() -> None:
 
 def test_a_machine_without_cuda_says_so_and_auto_stays_on_the_cpu(snapshot: Snapshot) -> None:
     if torch.cuda.is_available():
-        assert Searcher(snapshot, "auto").on_device
+        assert Searcher(snapshot, "auto")._device
         return
-    assert not Searcher(snapshot, "auto").on_device
+    assert not Searcher(snapshot, "auto")._device
     with pytest.raises(ModelSettingsError, match="no CUDA device"):
         Searcher(snapshot, "cuda")
     with pytest.raises(ModelSettingsError, match="no CUDA device"):
