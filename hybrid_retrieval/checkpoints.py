@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import logging
-from collections.abc import Iterator
+import queue
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -66,6 +68,30 @@ def all_devices(torch: Any, placed: Any) -> list[Any]:
         else:
             logger.warning("%s is older than the current device and not used", torch.cuda.get_device_name(number))
     return kept
+
+
+class Copies:
+    """A torch module on each of the devices that work with it, lent to one thread at a time: two forward passes at once
+    on one device only take each other's memory. count: of devices."""
+
+    def __init__(self, module: Any, places: Sequence[Any]) -> None:
+        """The module itself moves to the first device; one that stands there twice holds two copies."""
+        self.count = len(places)
+        # The last to be given back is the next to be used: a lone batch finds a device that has run before.
+        self._free: queue.LifoQueue[tuple[Any, Any]] = queue.LifoQueue()
+        # Copied before the module itself moves away from the host's memory.
+        for place in places[:0:-1]:
+            self._free.put((copy.deepcopy(module).to(place), place))
+        self._free.put((module.to(places[0]), places[0]))
+
+    @contextmanager
+    def taken(self) -> Iterator[tuple[Any, Any]]:
+        """A copy and its device; waits while all are taken."""
+        lent = self._free.get()
+        try:
+            yield lent
+        finally:
+            self._free.put(lent)
 
 
 def weight_files(folder: Path) -> list[Path]:

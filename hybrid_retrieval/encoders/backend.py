@@ -12,7 +12,9 @@ from hybrid_retrieval.onnx_files import OnnxGraph
 
 
 class EncoderBackend(ABC):
-    """Safe to share between threads."""
+    """Safe to share between threads. devices: batches worked on side by side."""
+
+    devices = 1
 
     @abstractmethod
     def forward(self, ids: NDArray[np.int64], mask: NDArray[np.int64]) -> NDArray[np.float32]:

@@ -222,7 +222,7 @@ class Encoder:
                     raise ModelError(f"{self.name} gave a NaN or infinite vector for {what} {owners[i]} of {count}")
                 data[offsets[i] : offsets[i + 1]] = chosen
 
-        self._batches.run([len(row) for row in rows], forward)
+        self._batches.run([len(row) for row in rows], forward, self._backend.devices)
         return Ragged(data, offsets)
 
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-import threading
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hybrid_retrieval.checkpoints import model_name, placement
+from hybrid_retrieval.checkpoints import Copies, all_devices, model_name, placement
 from hybrid_retrieval.encoders.backend import EncoderBackend
 from hybrid_retrieval.encoders.pylate import load_pylate
 from hybrid_retrieval.encoders.stanford import load_stanford
@@ -19,27 +19,37 @@ from hybrid_retrieval.optional import require
 
 
 class TorchEncoderBackend(EncoderBackend):
-    """trunk: a transformers model with `last_hidden_state`. projection: a module [.., H] -> [.., D]."""
+    """trunk: a transformers model with `last_hidden_state`. projection: a module [.., H] -> [.., D]. On CUDA every
+    device that this process may see holds both, and works on a batch of its own."""
 
-    def __init__(self, trunk: Any, projection: Any, *, device: str, dtype: str, threads: int) -> None:
+    def __init__(
+        self,
+        trunk: Any,
+        projection: Any,
+        *,
+        device: str,
+        dtype: str,
+        threads: int,
+        devices: Sequence[Any] | None = None,
+    ) -> None:
+        """devices: torch devices to use instead of those of `device`; one that stands there twice holds two copies."""
         self._torch = torch = require("torch", "the torch backend")
-        self._device, self._dtype = placement(torch, device, dtype)
-        if threads and self._device.type == "cpu":
+        placed, chosen = placement(torch, device, dtype)
+        if threads and placed.type == "cpu":
             torch.set_num_threads(threads)
-        self.trunk = trunk.eval().to(self._device, self._dtype)
-        self.projection = projection.eval().to(self._device, self._dtype)
-        # Two forward passes at a time on one device only take each other's memory.
-        self._lock = threading.Lock()
+        self.trunk, self.projection = trunk.eval().to(chosen), projection.eval().to(chosen)
+        places = all_devices(torch, placed) if devices is None else list(devices)
+        self._copies = Copies(torch.nn.ModuleList([self.trunk, self.projection]), places)
+        self.devices = self._copies.count
 
     def forward(self, ids: NDArray[np.int64], mask: NDArray[np.int64]) -> NDArray[np.float32]:
         torch = self._torch
-        with self._lock, torch.inference_mode():
-            states = self.trunk(
-                input_ids=torch.from_numpy(ids).to(self._device),
-                attention_mask=torch.from_numpy(mask).to(self._device),
+        with self._copies.taken() as ((trunk, projection), device), torch.inference_mode():
+            states = trunk(
+                input_ids=torch.from_numpy(ids).to(device), attention_mask=torch.from_numpy(mask).to(device)
             ).last_hidden_state
             # Unit length in float32: float16 loses a quarter of a percent on the sum of squares.
-            vectors = torch.nn.functional.normalize(self.projection(states).float(), dim=-1)
+            vectors = torch.nn.functional.normalize(projection(states).float(), dim=-1)
             found: NDArray[np.float32] = vectors.cpu().numpy()
         return found
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import copy
 import hashlib
-import queue
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hybrid_retrieval.checkpoints import (
+    Copies,
     all_devices,
     checkpoint_tokenizer,
     model_name,
@@ -68,25 +67,16 @@ class TorchRerankerBackend(RerankerBackend):
         self.model = (model if self.padded else unpadded.UnpaddedClassifier(model)).eval().to(chosen)
         if dtype == FLOAT8:
             self.model.to_float8()
-        self.devices = len(places)
-        # The last to be given back is the next to be used: a lone batch finds a device that has run before.
-        self._free: queue.LifoQueue[tuple[Any, Any]] = queue.LifoQueue()
-        # Copied before the model itself moves away from the host's memory.
-        for place in places[:0:-1]:
-            self._free.put((copy.deepcopy(self.model).to(place), place))
-        self._free.put((self.model.to(places[0]), places[0]))
+        self._copies = Copies(self.model, places)
+        self.devices = self._copies.count
 
     def forward(
         self, ids: NDArray[np.int64], mask: NDArray[np.int64], types: NDArray[np.int64] | None
     ) -> NDArray[np.float32]:
         run = self._padded if self.padded else self._unpadded
-        model, device = self._free.get()
-        try:
-            with self._torch.inference_mode():
-                found = run(model, device, ids, mask, types)
-                logits: NDArray[np.float32] = found.float().reshape(-1).cpu().numpy()
-        finally:
-            self._free.put((model, device))
+        with self._copies.taken() as (model, device), self._torch.inference_mode():
+            found = run(model, device, ids, mask, types)
+            logits: NDArray[np.float32] = found.float().reshape(-1).cpu().numpy()
         return logits
 
     def _padded(

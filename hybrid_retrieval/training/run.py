@@ -7,6 +7,7 @@ import dataclasses
 import hashlib
 import json
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -14,10 +15,18 @@ import torch
 from tokenizers import Tokenizer
 from torch import nn
 
-from hybrid_retrieval.training import data, projection_recipe, query_weights_recipe, reranker_recipe, upper_recipe
+from hybrid_retrieval.training import (
+    data,
+    projection_recipe,
+    query_weights_recipe,
+    reranker_recipe,
+    second_round_recipe,
+    upper_recipe,
+)
 from hybrid_retrieval.training.base_weights import BaseModel, read_base, tokenizer_json
 from hybrid_retrieval.training.data import Pair
 from hybrid_retrieval.training.export import write_atomically, write_encoder, write_reranker
+from hybrid_retrieval.training.exported import exported_state
 from hybrid_retrieval.training.modules import CrossEncoder, Trunk
 
 ENCODER: dict[str, Any] = {
@@ -50,6 +59,7 @@ def run(
     projection_steps: int,
     upper_steps: int,
     reranker_steps: int,
+    second_steps: int,
     fusion_weight: float,
     half: bool,
     only: str | None,
@@ -94,6 +104,7 @@ def run(
         work=work,
         out=out,
         steps=reranker_steps,
+        second_steps=second_steps,
         weight=fusion_weight,
         half=half,
         seed=seed,
@@ -203,16 +214,22 @@ def _query_weights(
     return weights
 
 
-def _lists(
-    path: Path, encoder: Path, sources: dict[str, tuple[list[Pair], int]], *, seed: int, threads: int
-) -> reranker_recipe.Lists:
-    """What ``reranker_recipe.gather`` finds, kept in a file for the next run with the same encoder and pairs."""
+def _mined(
+    path: Path,
+    recipe: ModuleType,
+    encoder: Path,
+    sources: dict[str, tuple[list[Pair], int]],
+    *,
+    seed: int,
+    threads: int,
+) -> Any:
+    """What ``recipe.gather`` finds, a ``recipe.Lists``, kept for the next run with the same encoder and pairs."""
     made_of = _made_of(encoder, (seed, [(name, limit, pairs) for name, (pairs, limit) in sources.items()]))
     if path.exists():
         known = json.loads(path.read_text(encoding="utf-8"))
         if known.pop("made_of", "") == made_of:
-            return reranker_recipe.Lists(**known)
-    lists = reranker_recipe.gather(encoder, sources, seed=seed, threads=threads)
+            return recipe.Lists(**known)
+    lists = recipe.gather(encoder, sources, seed=seed, threads=threads)
     write_atomically(path, json.dumps({**dataclasses.asdict(lists), "made_of": made_of}).encode())
     return lists
 
@@ -237,10 +254,9 @@ def _documentation(
 
 
 def _reranker_sources(
-    tokenizer: Tokenizer, *, pairs: Path, sentences: Path, documentation: Path, seed: int
+    recipe: ModuleType, tokenizer: Tokenizer, *, pairs: Path, sentences: Path, documentation: Path, seed: int
 ) -> dict[str, tuple[list[Pair], int]]:
-    """What ``reranker_recipe.gather`` mines in."""
-    recipe = reranker_recipe
+    """What ``recipe.gather`` mines in: ``reranker_recipe`` or ``second_round_recipe``."""
     drawn = data.load_pairs(pairs, tokenizer, limit=4000, seed=seed, names=recipe.FILES)
     bitext = data.load_bitext(
         sentences, tokenizer, per_language=recipe.STATEMENTS_EACH, more=recipe.STATEMENTS_MORE, seed=seed + 2
@@ -264,23 +280,36 @@ def _reranker(
     work: Path,
     out: Path,
     steps: int,
+    second_steps: int,
     weight: float,
     half: bool,
     seed: int,
     threads: int,
     resume: bool,
 ) -> bool:
-    """Mine negatives with the encoder in ``out``, train the cross-encoder, export."""
-    sources = _reranker_sources(tokenizer, pairs=pairs, sentences=sentences, documentation=documentation, seed=seed)
-    lists = _lists(work / "reranker-lists.json", out, sources, seed=seed, threads=threads)
+    """Mine negatives with the encoder in ``out``, train the cross-encoder in two rounds, export."""
+    told = {"pairs": pairs, "sentences": sentences, "documentation": documentation, "seed": seed}
+    lists = _mined(
+        work / "reranker-lists.json", reranker_recipe, out, _reranker_sources(reranker_recipe, tokenizer, **told),
+        seed=seed, threads=threads,
+    )  # fmt: skip
     model = CrossEncoder(Trunk(base))
-    done = reranker_recipe.train_reranker(
-        model, lists, steps=steps, checkpoint=work / "reranker.ckpt", resume=resume, half=half, seed=seed
+    first = {"checkpoint": work / "reranker.ckpt", "resume": resume, "half": half, "seed": seed}
+    if not reranker_recipe.train_reranker(model, lists, steps=steps, **first):
+        return False
+    write_reranker(base, arrays(model), work / "first-round", RERANKER)
+    mined = _mined(
+        work / "second-round.json", second_round_recipe, out, _reranker_sources(second_round_recipe, tokenizer, **told),
+        seed=seed, threads=threads,
+    )  # fmt: skip
+    exported = exported_state(work / "first-round", "reranker")
+    model.load_state_dict({name: torch.from_numpy(value) for name, value in exported.items()})
+    second = {**first, "checkpoint": work / "second-round.ckpt"}
+    if not second_round_recipe.train_second_round(model, mined, steps=second_steps, **second):
+        return False
+    note = (
+        "score = weight * z(reranker) + (1 - weight) * z(MaxSim), z over the query's candidates; "
+        "weight tuned on held-out training pairs"
     )
-    if done:
-        note = (
-            "score = weight * z(reranker) + (1 - weight) * z(MaxSim), z over the query's candidates; "
-            "weight tuned on held-out training pairs"
-        )
-        write_reranker(base, arrays(model), out, {**RERANKER, "fusion": {"weight": weight, "note": note}})
-    return done
+    write_reranker(base, arrays(model), out, {**RERANKER, "fusion": {"weight": weight, "note": note}})
+    return True

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +13,7 @@ import numpy as np
 import pytest
 
 from hybrid_retrieval import Encoder
+from hybrid_retrieval.encoders import torch_backend
 from hybrid_retrieval.encoders.export import export_encoder
 from hybrid_retrieval.errors import InputError, ModelError
 from tests.parity.checkpoints import make_colbert
@@ -83,6 +87,29 @@ def test_half_precision_is_close_to_float32(checkpoint: Path, dtype: Any) -> Non
     assert found.data.dtype == np.float32
     np.testing.assert_allclose(np.linalg.norm(found.data, axis=1), 1, atol=1e-5)
     assert cosines(found, expected).mean() > 0.98
+
+
+def test_every_device_encodes_batches_of_its_own(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two copies on a processor stand for two cards: they run side by side, and give one copy's vectors."""
+    expected = Encoder.load(str(checkpoint), device="cpu").encode_passages(TEXTS * 5)
+    monkeypatch.setattr(torch_backend, "all_devices", lambda torch, placed: [placed, placed])
+    encoder = Encoder.load(str(checkpoint), device="cpu", batch_tokens=64)
+    copies = encoder._backend._copies  # type: ignore[attr-defined]
+    both, taken = threading.Barrier(2, timeout=30), copies.taken
+    met: list[Any] = []
+
+    @contextmanager
+    def meet() -> Iterator[Any]:
+        with taken() as lent:
+            if len(met) < 2:
+                met.append(lent)
+                both.wait()  # for the other copy, which must be under way too
+            yield lent
+
+    monkeypatch.setattr(copies, "taken", meet)
+    found = encoder.encode_passages(TEXTS * 5)
+    np.testing.assert_allclose(found.data, expected.data, atol=1e-6)
+    assert met[0][0] is not met[1][0]
 
 
 def test_impossible_placements_are_named(checkpoint: Path) -> None:
