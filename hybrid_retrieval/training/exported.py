@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -51,7 +52,7 @@ def exported_state(folder: Path, kind: str) -> dict[str, NDArray[np.float32]]:
     """The weights of an exported encoder or reranker as float32, named as in ``modules`` (the trunk's begin
     with ``trunk.``). What int8 rounded off is not in them."""
     files = json.loads((folder / f"{kind}.json").read_text(encoding="utf-8"))["trunk"]
-    stored = {}
+    stored: dict[str, NDArray[Any]] = {}
     for name in (files.get("shared"), files["weights"]):
         stored |= load_file(folder / name) if name else {}
     state = {}

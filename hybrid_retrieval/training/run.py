@@ -288,13 +288,13 @@ def _reranker(
     resume: bool,
 ) -> bool:
     """Mine negatives with the encoder in ``out``, train the cross-encoder in two rounds, export."""
-    told = {"pairs": pairs, "sentences": sentences, "documentation": documentation, "seed": seed}
+    told: dict[str, Any] = {"pairs": pairs, "sentences": sentences, "documentation": documentation, "seed": seed}
     lists = _mined(
         work / "reranker-lists.json", reranker_recipe, out, _reranker_sources(reranker_recipe, tokenizer, **told),
         seed=seed, threads=threads,
     )  # fmt: skip
     model = CrossEncoder(Trunk(base))
-    first = {"checkpoint": work / "reranker.ckpt", "resume": resume, "half": half, "seed": seed}
+    first: dict[str, Any] = {"checkpoint": work / "reranker.ckpt", "resume": resume, "half": half, "seed": seed}
     if not reranker_recipe.train_reranker(model, lists, steps=steps, **first):
         return False
     write_reranker(base, arrays(model), work / "first-round", RERANKER)
