@@ -138,7 +138,7 @@ class Searcher:
 
         queries: float [Lq, D] each, finite. exact: score every passage. nprobe: centroids that each query token
         probes, 0 chooses from k. num_candidates: passages that are scored exactly, never fewer than k; 0 chooses from
-        k and from what the first of them score (`_undecided`; on CUDA from k alone). threads: at most 1,024, 0 means
+        k and from what the first of them score (`_needed`; on CUDA from k alone). threads: at most 1,024, 0 means
         every core; on a CPU they share out the queries, and what is over works within one. n is k or, where there are
         fewer, the number of passages that have vectors. Scores are the true MaxSim over the compressed vectors in
         either mode.
@@ -190,10 +190,15 @@ class Searcher:
             else:
                 candidates = self._candidates(query, nprobe)
             order = best_first(candidates.scores, width.most)
-            kept = np.sort(order[: width.first])
-            scores = score(candidates.by_segment(kept))
-            more = _undecided(order[width.first :], candidates.scores, kept, scores, k)
-            kept, scores = np.concatenate([kept, more]), np.concatenate([scores, score(candidates.by_segment(more))])
+            # In rounds, each of as many as are scored by then: what is scored raises what the others have to reach.
+            done, wanted = 0, min(width.first, len(order))
+            kept, scores = order[:0], np.empty(0, np.float32)
+            while wanted > done:
+                batch = np.sort(order[done:wanted])
+                kept = np.concatenate([kept, batch])
+                scores = np.concatenate([scores, score(candidates.by_segment(batch))])
+                done = wanted
+                wanted = min(2 * done, _needed(order, candidates.scores, kept, scores, k))
             rising = np.argsort(kept)
             rows, scores = candidates.by_segment(kept[rising]), scores[rising]
         all_rows = np.concatenate(
@@ -345,15 +350,16 @@ class Searcher:
         return Approximated(rows, np.concatenate(approximate))
 
 
-def _undecided(rest: Int64, approximate: Float32, scored: Int64, scores: Float32, k: int) -> Int64:
-    """Which of the candidates `rest`, positions in `approximate`, may yet be among the k best, rising.
+def _needed(order: Int64, approximate: Float32, scored: Int64, scores: Float32, k: int) -> int:
+    """How many of the candidates `order`, positions in `approximate` best first, may yet be among the k best.
 
     scored: positions of those that have exact scores, and these. From an approximate score to the exact one it is
     further for some passages than for others, and how much further differs by query and by collection. So it is
     measured on those that are scored: the others may rise by their mean and some standard deviations (`MARGIN`).
     """
     rises = (scores - approximate[scored])[np.isfinite(approximate[scored])].astype(np.float64)
-    if not len(rest) or not len(rises):
-        return rest[:0]
+    if not len(rises):
+        return 0
     most = rises.mean() + (MARGIN + MARGIN_OVER_K / max(k, 5)) * rises.std()
-    return np.sort(rest[approximate[rest] + most >= np.partition(scores, len(scores) - k)[len(scores) - k]])
+    last = np.partition(scores, len(scores) - k)[len(scores) - k]
+    return int(np.count_nonzero(approximate[order] + most >= last))

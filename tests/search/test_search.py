@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from hybrid_retrieval.kernels import dispatch
 from hybrid_retrieval.kernels.reference import maxsim
 from hybrid_retrieval.ragged import Ragged
 from hybrid_retrieval.search import Searcher, steps
-from hybrid_retrieval.search.searcher import Width, _undecided
+from hybrid_retrieval.search.searcher import Width, _needed
 from hybrid_retrieval.storage import Snapshot
 from hybrid_retrieval.types import best_first
 from tests.support import clustered, random_unit, unit
@@ -306,22 +307,24 @@ def test_best_first_is_the_tie_rule_of_search() -> None:
 def test_what_may_yet_be_a_hit_is_told_by_what_the_first_rose_by() -> None:
     approximate = np.array([9, 8, 6.6, 5.6, 5, -np.inf], np.float32)
     scored, scores = np.array([0, 1, 5]), np.array([9.5, 9.5, 4], np.float32)  # rose by .5 and 1.5: 1, give or take .5
-    rest = np.array([2, 3, 4])
-    assert _undecided(rest, approximate, scored, scores, 2).tolist() == []
-    assert _undecided(rest, approximate, scored, scores, 3).tolist() == [2, 3, 4]
-    assert _undecided(rest, approximate + np.float32(0.6), scored, scores + np.float32(0.6), 2).tolist() == []
+    order = np.arange(6)
+    assert _needed(order, approximate, scored, scores, 2) == 2
+    assert _needed(order, approximate, scored, scores, 3) == 5
+    assert _needed(order, approximate + np.float32(0.6), scored, scores + np.float32(0.6), 2) == 2
     # Rose by .5 and fell by .5: those within 3.75 times that of the second best are open.
-    assert _undecided(rest, approximate, np.array([0, 1]), np.array([9.5, 7.5], np.float32), 2).tolist() == [2]
-    assert _undecided(rest[:0], approximate, scored, scores, 2).tolist() == []
+    assert _needed(order, approximate, np.array([0, 1]), np.array([9.5, 7.5], np.float32), 2) == 3
+    assert _needed(order, approximate, scored[2:], scores[2:], 1) == 0
 
 
 @either_size
 def test_more_is_scored_where_approximate_scores_say_less(searcher: Searcher, monkeypatch: pytest.MonkeyPatch) -> None:
     query, counts = query_for(5), []
+    totals: list[int] = []  # after each round
     score = searcher._scored
 
     def counted(query: np.ndarray, centroid: Any, rows: list[np.ndarray], threads: int) -> np.ndarray:
         counts[-1] += sum(map(len, rows))
+        totals.append(counts[-1])
         return score(query, centroid, rows, threads)
 
     monkeypatch.setattr(searcher, "_scored", counted)
@@ -329,9 +332,11 @@ def test_more_is_scored_where_approximate_scores_say_less(searcher: Searcher, mo
     for margin in (-1e6, 0.0, 1e6):
         monkeypatch.setattr("hybrid_retrieval.search.searcher.MARGIN", margin)
         counts.append(0)
+        totals.clear()
         searcher.search(query, k=3)
     width = Width.chosen(3, 0)
     assert counts[0] == width.first <= counts[1] <= counts[2] == width.most < len(PASSAGES)
+    assert all(later <= 2 * earlier for earlier, later in itertools.pairwise(totals))
     counts.append(0)
     searcher.search(query, k=3, num_candidates=50)
     assert counts[-1] == 50
