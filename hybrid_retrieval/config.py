@@ -80,6 +80,8 @@ class IndexConfig:
     nbits: bits a dimension of the residuals. centroids: 0 chooses from the collection's size. pool_factor: token
     vectors that are pooled to one, on average (`builder.pooling`); 1 keeps them all. window_overlap: tokens that
     neighbouring windows of a long passage share. chunk_passages: passages encoded between two checkpoints.
+    device: of the search for nearest centroids (`auto` is CUDA where torch finds one); another one may decide near ties
+    otherwise. Where passages are encoded is `encoder.device`.
     """
 
     nbits: int = 2
@@ -89,6 +91,7 @@ class IndexConfig:
     include_title: bool = True
     window_overlap: int = 32
     chunk_passages: int = 1024
+    device: Device = "cpu"
 
     def __post_init__(self) -> None:
         _check_types(self, "index")

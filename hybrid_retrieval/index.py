@@ -17,7 +17,7 @@ from hybrid_retrieval.builder import (
     build_from_vectors,
     build_index,
 )
-from hybrid_retrieval.config import PipelineConfig
+from hybrid_retrieval.config import Device, PipelineConfig
 from hybrid_retrieval.corpus.readers import read_corpus
 from hybrid_retrieval.corpus.records import to_passage
 from hybrid_retrieval.errors import CorpusError, ModelMismatchError
@@ -111,6 +111,7 @@ class Index:
         centroids: int = 0,
         pool_factor: int = 1,
         seed: int = 0,
+        device: Device = "cpu",
         overwrite: bool = False,
     ) -> Index:
         """Build an index from vectors of your own and open it.
@@ -127,6 +128,7 @@ class Index:
             centroids=centroids,
             pool_factor=pool_factor,
             seed=seed,
+            device=device,
             overwrite=overwrite,
         )
         return cls.open(path)

@@ -7,6 +7,7 @@ was killed continues with `resume`, and ends in the same bytes as one that was n
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import os
 from collections.abc import Callable, Iterable
@@ -18,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hybrid_retrieval.builder.models import PassageTokenizer, WindowEncoder, check_encoded
+from hybrid_retrieval.builder.placing import nearest_on
 from hybrid_retrieval.builder.pooling import pool_windows
 from hybrid_retrieval.codec import ResidualCodec, train_codec
 from hybrid_retrieval.config import PipelineConfig
@@ -102,6 +104,7 @@ class _Build:
             "reranker": reranker and {"name": reranker.name, "identity": reranker.tokenizer_identity},
             "config": config.to_dict(),
         }
+        self.make_nearest = nearest_on(config.index.device)
 
     def run(self, writer: IndexWriter, corpus: Iterable[Passage]) -> None:
         """All steps, each from where an interrupted build left it."""
@@ -185,7 +188,7 @@ class _Build:
         again."""
         folder, samples = writer.building / "codec", writer.building / "sample"
         if folder.exists():
-            return ResidualCodec.load(folder)
+            return dataclasses.replace(ResidualCodec.load(folder), make_nearest=self.make_nearest)
         samples.mkdir(exist_ok=True)
         index, chunks = self.config.index, self._chunks(stored.count)
         wanted = min(stored.count, 1 + int(16 * math.sqrt(120 * stored.count)), MOST_SAMPLE_PASSAGES)
@@ -204,6 +207,7 @@ class _Build:
             num_centroids=index.centroids,
             seed=index.seed,
             num_tokens=len(sample) * stored.count // total,
+            make_nearest=self.make_nearest,
         )
         temporary = writer.building / "codec.tmp"
         temporary.mkdir(exist_ok=True)

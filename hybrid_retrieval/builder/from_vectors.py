@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from hybrid_retrieval.builder.placing import nearest_on
 from hybrid_retrieval.builder.pooling import pool_windows
 from hybrid_retrieval.codec import train_codec
-from hybrid_retrieval.config import IndexConfig, PipelineConfig, RerankerConfig
+from hybrid_retrieval.config import Device, IndexConfig, PipelineConfig, RerankerConfig
 from hybrid_retrieval.errors import ArrayError, CorpusError
 from hybrid_retrieval.ragged import Ragged
 from hybrid_retrieval.storage import IndexWriter, SegmentWriter
@@ -35,6 +36,7 @@ def build_from_vectors(
     centroids: int = 0,
     pool_factor: int = 1,
     seed: int = 0,
+    device: Device = "cpu",
     overwrite: bool = False,
 ) -> None:
     """Build an index of N passages from their token vectors; each passage is one window and has no text.
@@ -42,17 +44,18 @@ def build_from_vectors(
     ids: N unique strings. data: float16 or float32 [T, D], unit rows (to 1e-2), D a multiple of 8; it may be
     a mapped array. offsets: int64 [N + 1]. A passage without vectors is stored and never found. Everything is
     checked before anything is written. pool_factor: vectors pooled to one, on average (`builder.pooling`); those
-    lie in a file until the build is complete. Raises `ArrayError`, `CorpusError` (ids), `ConfigError` (nbits,
-    centroids, pool_factor, seed).
+    lie in a file until the build is complete. device: as `IndexConfig` has it. Raises
+    `ArrayError`, `CorpusError` (ids), `ConfigError` (nbits, centroids, pool_factor, seed).
     """
     config = PipelineConfig(
-        index=IndexConfig(nbits=nbits, centroids=centroids, pool_factor=pool_factor, seed=seed),
+        index=IndexConfig(nbits=nbits, centroids=centroids, pool_factor=pool_factor, seed=seed, device=device),
         reranker=RerankerConfig(model="none"),
     )
     encoded_ids = check_ids(ids)
     rows = check_unit_vectors(data, offsets)
     if len(rows) != len(encoded_ids):
         raise ArrayError(f"offsets describe {len(rows)} passages, but there are {len(encoded_ids)} ids")
+    make_nearest = nearest_on(device)
     with IndexWriter.create(path, overwrite=overwrite) as writer:
         try:
             if pool_factor > 1:
@@ -67,6 +70,7 @@ def build_from_vectors(
                 num_centroids=centroids,
                 seed=seed,
                 num_tokens=len(data),
+                make_nearest=make_nearest,
             )
             with SegmentWriter(writer.building / "segment", (*PASSAGE_FILES, *VECTOR_FILES)) as segment:
                 segment.append_passages((passage_id, b"", b"", b"") for passage_id in encoded_ids)

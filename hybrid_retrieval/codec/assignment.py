@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from concurrent.futures import ThreadPoolExecutor
-from typing import Literal
+from typing import Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +15,19 @@ from hybrid_retrieval.kernels import dispatch
 # where BLAS itself splits a product over threads, the last bit of a similarity, and with it a near tie,
 # depends on how many.
 BLOCK_VECTORS = 4096
+
+
+class Nearest(Protocol):
+    """The number of each vector's centroid, int64 [T], for vectors float32 [T, D]."""
+
+    def __call__(self, vectors: NDArray[np.float32]) -> NDArray[np.int64]: ...
+
+
+class MakeNearest(Protocol):
+    """Where nearest centroids are found: `NearestCentroids` on a CPU, `kernels.device.DeviceCentroids` elsewhere.
+    centroids: float32 [K, D]."""
+
+    def __call__(self, centroids: NDArray[np.float32], *, by: Literal["product", "distance"] = ...) -> Nearest: ...
 
 
 class NearestCentroids:

@@ -4,7 +4,7 @@ left."""
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hybrid_retrieval.codec.assignment import NearestCentroids
+from hybrid_retrieval.codec.assignment import MakeNearest, Nearest, NearestCentroids
 from hybrid_retrieval.errors import ArrayError, IndexDamagedError
 from hybrid_retrieval.kernels.reference import NBITS, PackedTokens, pack_buckets, weight_table
 
@@ -25,12 +25,14 @@ class ResidualCodec:
     """centroids: float32 [K, D], unit length. cutoffs: float32 [2^nbits - 1], never falling. weights: float32
     [2^nbits].
 
-    D must be a multiple of 8. One scalar codec serves all dimensions, as in colbert-ai.
+    make_nearest: where `encode` finds nearest centroids. D must be a multiple of 8. One scalar codec serves all
+    dimensions, as in colbert-ai.
     """
 
     centroids: NDArray[np.float32]
     cutoffs: NDArray[np.float32]
     weights: NDArray[np.float32]
+    make_nearest: MakeNearest = field(default=NearestCentroids, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         for name in ("centroids", "cutoffs", "weights"):
@@ -76,8 +78,8 @@ class ResidualCodec:
         return weight_table(self.weights)
 
     @cached_property
-    def _nearest(self) -> NearestCentroids:
-        return NearestCentroids(self.centroids)
+    def _nearest(self) -> Nearest:
+        return self.make_nearest(self.centroids)
 
     @cached_property
     def codec_id(self) -> str:

@@ -13,7 +13,7 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from hybrid_retrieval.codec.assignment import NearestCentroids
+from hybrid_retrieval.codec.assignment import MakeNearest, NearestCentroids
 from hybrid_retrieval.codec.residual import ResidualCodec, check_vectors
 from hybrid_retrieval.errors import InputError
 from hybrid_retrieval.kernels.reference import NBITS
@@ -33,13 +33,20 @@ def default_num_centroids(num_tokens: int) -> int:
 
 
 def train_codec(
-    sample: NDArray[np.float32], *, nbits: int, num_centroids: int = 0, seed: int = 0, num_tokens: int = 0
+    sample: NDArray[np.float32],
+    *,
+    nbits: int,
+    num_centroids: int = 0,
+    seed: int = 0,
+    num_tokens: int = 0,
+    make_nearest: MakeNearest = NearestCentroids,
 ) -> ResidualCodec:
     """A codec for vectors like those of the sample.
 
     sample: float32 [S, D], S >= 1, finite; its order does not matter to the quality. num_centroids: 0 takes
     `default_num_centroids` of the collection's `num_tokens` (0: the sample's size). Never more centroids than
-    vectors to cluster. Raises `ArrayError` for an impossible sample, `InputError` for an impossible number.
+    vectors to cluster. make_nearest: where nearest centroids are found, here and by the codec. Raises `ArrayError`
+    for an impossible sample, `InputError` for an impossible number.
     The same sample and seed give the same codec, on any number of threads.
     """
     check_vectors(sample, "the sample")
@@ -57,12 +64,12 @@ def train_codec(
     wanted = num_centroids or default_num_centroids(num_tokens or len(sample))
     wanted = min(wanted, len(order) - num_held_out)
     clustered = sample[order[num_held_out : num_held_out + POINTS_PER_CENTROID * wanted]]
-    centroids = kmeans(np.asarray(clustered, np.float32), wanted)
+    centroids = kmeans(np.asarray(clustered, np.float32), wanted, make_nearest)
 
     held_out = np.asarray(held_out, np.float32)
-    residuals = held_out - centroids[NearestCentroids(centroids)(held_out)]
+    residuals = held_out - centroids[make_nearest(centroids)(held_out)]
     cutoffs, weights = least_squares_buckets(residuals, 2**nbits)
-    return ResidualCodec(centroids=centroids, cutoffs=cutoffs, weights=weights)
+    return ResidualCodec(centroids=centroids, cutoffs=cutoffs, weights=weights, make_nearest=make_nearest)
 
 
 def least_squares_buckets(values: NDArray[np.float32], buckets: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
@@ -84,7 +91,9 @@ def least_squares_buckets(values: NDArray[np.float32], buckets: int) -> tuple[ND
     return ((weights[1:] + weights[:-1]) / 2).astype(np.float32), weights.astype(np.float32)
 
 
-def kmeans(points: NDArray[np.float32], num_centroids: int) -> NDArray[np.float32]:
+def kmeans(
+    points: NDArray[np.float32], num_centroids: int, make_nearest: MakeNearest = NearestCentroids
+) -> NDArray[np.float32]:
     """Unit-length centroids float32 [K, D] of shuffled points [P, D]: K = num_centroids, or as many as points differ.
 
     Lloyd's rounds from the first K distinct points. Equal points get one centroid:
@@ -94,7 +103,7 @@ def kmeans(points: NDArray[np.float32], num_centroids: int) -> NDArray[np.float3
     centroids = points[_first_distinct(points, num_centroids)]
     num_centroids = len(centroids)
     for _ in range(ROUNDS if len(points) > num_centroids else 0):
-        chosen = NearestCentroids(centroids, by="distance")(points)
+        chosen = make_nearest(centroids, by="distance")(points)
         by_centroid = np.argsort(chosen, kind="stable")
         counts = np.bincount(chosen, minlength=num_centroids)
         used = np.flatnonzero(counts)

@@ -169,7 +169,8 @@ def _codec(folder: Path, torch_layout: bool) -> ResidualCodec:
         )
     try:
         # float16 fits into float32 exactly, which is what colbert-ai computes with on a CPU.
-        return ResidualCodec(*(array.read().astype(np.float32) for array in (centroids, cutoffs, weights)))
+        arrays = [array.read().astype(np.float32) for array in (centroids, cutoffs, weights)]
+        return ResidualCodec(arrays[0], arrays[1], arrays[2])
     except ArrayError as error:
         raise InputError(f"{folder}: the centroids or buckets are damaged ({error}); copy the index anew") from None
 

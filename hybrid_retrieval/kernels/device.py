@@ -8,10 +8,11 @@ with zeros, which add nothing to a score), W windows of t tokens together, D dim
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from hybrid_retrieval.kernels.reference import SMALLEST_NORM, bucket_table
@@ -22,6 +23,8 @@ BLOCK_TOKENS = 1 << 17
 FUSED_BYTES = 1 << 26
 # Above this many queries one decoding for all of them, followed by a matrix product, is less work than one for each.
 FUSED_QUERIES = 4
+# Products of vectors with centroids that are held at a time, 4 bytes each.
+PRODUCTS_A_BLOCK = 1 << 26
 
 
 @dataclass(frozen=True)
@@ -69,6 +72,34 @@ class DeviceCodec:
         rest = self.table[residuals.int()].view(len(codes), -1)
         vectors = self.exact[codes.long()] + rest
         return vectors / vectors.norm(dim=1, keepdim=True).clamp_min(float(SMALLEST_NORM))
+
+
+class DeviceCentroids:
+    """`codec.assignment.NearestCentroids` on a device: float32 products, the first of those that tie."""
+
+    def __init__(
+        self,
+        centroids: NDArray[np.float32],
+        *,
+        device: torch.device,
+        by: Literal["product", "distance"] = "product",
+    ) -> None:
+        """centroids: float32 [K, D]."""
+        self._centroids = torch.from_numpy(np.ascontiguousarray(centroids)).to(device)
+        # Of |v - c|^2 what depends on c, halved: |c|^2 / 2 - v.c.
+        self._halves = self._centroids.square().sum(1) / 2 if by == "distance" else None
+        self._block = max(1, PRODUCTS_A_BLOCK // len(centroids))
+
+    def __call__(self, vectors: NDArray[np.float32]) -> NDArray[np.int64]:
+        """int64 [T], for vectors float32 [T, D]."""
+        found = np.empty(len(vectors), np.int64)
+        for start in range(0, len(vectors), self._block):
+            block = np.ascontiguousarray(vectors[start : start + self._block], np.float32)
+            scores = torch.from_numpy(block).to(self._centroids.device) @ self._centroids.T
+            if self._halves is not None:
+                scores -= self._halves
+            found[start : start + len(block)] = scores.max(dim=1).indices.cpu().numpy()
+        return found
 
 
 def _fused_kernels(device: torch.device) -> Any:
