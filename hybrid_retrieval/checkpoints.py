@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import importlib.util
 import logging
 import queue
 from collections.abc import Iterator, Sequence
@@ -52,21 +53,32 @@ def placement(torch: Any, device: str, dtype: str) -> tuple[Any, Any]:
     return torch.device(chosen), getattr(torch, dtype)
 
 
+def cuda_or_none(device: str, purpose: str) -> Any:
+    """The torch device of a name where that is CUDA, None for a processor, which takes no import of torch if asked for.
+    purpose: for the message where torch is missing. Raises `ModelSettingsError` or `OptionalDependencyError` where CUDA
+    was asked for in vain."""
+    if device == "cpu" or (device == "auto" and importlib.util.find_spec("torch") is None):
+        return None
+    placed, _ = placement(require("torch", purpose, "gpu"), device, "float32")
+    return placed if placed.type == "cuda" else None
+
+
 def all_devices(torch: Any, placed: Any) -> list[Any]:
     """Every device of the kind that `placement` chose: the processor, or the current CUDA device and those others that
-    this process may see that are no older."""
+    this process may see that are the same model (another one rounds otherwise, and which device takes a batch is a
+    matter of time)."""
     if placed.type != "cuda":
         return [placed]
     first = torch.cuda.current_device()
-    least = torch.cuda.get_device_capability(first)
+    name = torch.cuda.get_device_name(first)
     kept = [torch.device("cuda", first)]
     for number in range(torch.cuda.device_count()):
         if number == first:
             continue
-        if torch.cuda.get_device_capability(number) >= least:
+        if torch.cuda.get_device_name(number) == name:
             kept.append(torch.device("cuda", number))
         else:
-            logger.warning("%s is older than the current device and not used", torch.cuda.get_device_name(number))
+            logger.warning("CUDA device %d is no %s as the current device is, and not used", number, name)
     return kept
 
 

@@ -116,8 +116,8 @@ class Index:
     ) -> Index:
         """Build an index from vectors of your own and open it.
 
-        ids: N strings. data: float16 or float32 [T, D], unit rows. offsets: int64 [N + 1]. See
-        `builder.build_from_vectors`.
+        ids: N strings. data: float16 or float32 [T, D], unit rows. offsets: int64 [N + 1]. device: of the build alone;
+        `to` moves search. See `builder.build_from_vectors`.
         """
         build_from_vectors(
             path,

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from hybrid_retrieval.builder import build_from_vectors, build_index
+from hybrid_retrieval.builder.from_corpus import _Build
 from hybrid_retrieval.config import IndexConfig, PipelineConfig
 from hybrid_retrieval.errors import (
     ArrayError,
@@ -208,6 +209,16 @@ def test_a_build_resumes_only_as_what_it_was(tmp_path: Path) -> None:
         assert tree(tmp_path / "x") == before
     build(tmp_path / "x", resume=True)
     assert verify(tmp_path / "x") == []
+
+
+def test_a_setting_that_is_newer_than_a_build_had_its_default_there() -> None:
+    build = _Build(HashEncoder(), None, CONFIG, lambda *_: None)
+    config = CONFIG.to_dict()
+    earlier = {**build.keys, "config": {**config, "index": {k: v for k, v in config["index"].items() if k != "device"}}}
+    build._check_same(earlier, "the index")
+    earlier["config"]["index"]["device"] = "cuda"
+    with pytest.raises(ConfigError, match=r"another configuration \(index.device\)"):
+        build._check_same(earlier, "the index")
 
 
 def test_resuming_a_finished_build_changes_nothing(tmp_path: Path) -> None:

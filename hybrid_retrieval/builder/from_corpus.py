@@ -142,10 +142,12 @@ class _Build:
                 raise ModelMismatchError(
                     f"{what} used another {key} ({theirs}; now {ours}): use the same, or start over with overwrite"
                 )
-        if earlier["config"] != self.keys["config"]:
+        # Keys that came later than that build have their defaults there.
+        before = PipelineConfig.from_dict(earlier["config"], source=what).to_dict()
+        if before != self.keys["config"]:
             theirs, ours = (
                 {f"{section}.{key}": value for section, values in config.items() for key, value in values.items()}
-                for config in (earlier["config"], self.keys["config"])
+                for config in (before, self.keys["config"])
             )
             changed = sorted(
                 key for key in {*theirs, *ours} if key not in theirs or key not in ours or theirs[key] != ours[key]

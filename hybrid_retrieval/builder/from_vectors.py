@@ -45,7 +45,8 @@ def build_from_vectors(
     a mapped array. offsets: int64 [N + 1]. A passage without vectors is stored and never found. Everything is
     checked before anything is written. pool_factor: vectors pooled to one, on average (`builder.pooling`); those
     lie in a file until the build is complete. device: as `IndexConfig` has it. Raises
-    `ArrayError`, `CorpusError` (ids), `ConfigError` (nbits, centroids, pool_factor, seed).
+    `ArrayError`, `CorpusError` (ids), `ConfigError` (nbits, centroids, pool_factor, seed,
+    device), and as `builder.placing.nearest_on` where CUDA was asked for in vain.
     """
     config = PipelineConfig(
         index=IndexConfig(nbits=nbits, centroids=centroids, pool_factor=pool_factor, seed=seed, device=device),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,24 +21,13 @@ class TorchEncoderBackend(EncoderBackend):
     """trunk: a transformers model with `last_hidden_state`. projection: a module [.., H] -> [.., D]. On CUDA every
     device that this process may see holds both, and works on a batch of its own."""
 
-    def __init__(
-        self,
-        trunk: Any,
-        projection: Any,
-        *,
-        device: str,
-        dtype: str,
-        threads: int,
-        devices: Sequence[Any] | None = None,
-    ) -> None:
-        """devices: torch devices to use instead of those of `device`; one that stands there twice holds two copies."""
+    def __init__(self, trunk: Any, projection: Any, *, device: str, dtype: str, threads: int) -> None:
         self._torch = torch = require("torch", "the torch backend")
         placed, chosen = placement(torch, device, dtype)
         if threads and placed.type == "cpu":
             torch.set_num_threads(threads)
         self.trunk, self.projection = trunk.eval().to(chosen), projection.eval().to(chosen)
-        places = all_devices(torch, placed) if devices is None else list(devices)
-        self._copies = Copies(torch.nn.ModuleList([self.trunk, self.projection]), places)
+        self._copies = Copies(torch.nn.ModuleList([self.trunk, self.projection]), all_devices(torch, placed))
         self.devices = self._copies.count
 
     def forward(self, ids: NDArray[np.int64], mask: NDArray[np.int64]) -> NDArray[np.float32]:

@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from hybrid_retrieval.errors import DeviceMemoryError
 from hybrid_retrieval.kernels.reference import SMALLEST_NORM, bucket_table
 
 # Tokens decoded at a time, and tokens approximated at a time.
@@ -94,11 +95,18 @@ class DeviceCentroids:
         """int64 [T], for vectors float32 [T, D]."""
         found = np.empty(len(vectors), np.int64)
         for start in range(0, len(vectors), self._block):
-            block = np.ascontiguousarray(vectors[start : start + self._block], np.float32)
-            scores = torch.from_numpy(block).to(self._centroids.device) @ self._centroids.T
-            if self._halves is not None:
-                scores -= self._halves
-            found[start : start + len(block)] = scores.max(dim=1).indices.cpu().numpy()
+            # A copy: torch warns of arrays that it may not write to, such as mapped ones.
+            block = np.array(vectors[start : start + self._block], np.float32, order="C")
+            try:
+                scores = torch.from_numpy(block).to(self._centroids.device) @ self._centroids.T
+                if self._halves is not None:
+                    scores -= self._halves
+                found[start : start + len(block)] = scores.max(dim=1).indices.cpu().numpy()
+            except torch.OutOfMemoryError as error:
+                raise DeviceMemoryError(
+                    f"{self._centroids.device} ran out of memory finding nearest centroids "
+                    f"({str(error).splitlines()[0]}): free some, or use index.device cpu"
+                ) from None
         return found
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -12,12 +11,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from hybrid_retrieval.checkpoints import placement
+from hybrid_retrieval.checkpoints import cuda_or_none
 from hybrid_retrieval.codec.assignment import available_threads
 from hybrid_retrieval.config import MOST_THREADS
 from hybrid_retrieval.errors import ArrayError, IndexDamagedError
 from hybrid_retrieval.kernels import dispatch
-from hybrid_retrieval.optional import require
 from hybrid_retrieval.search.bounds import centroid_spreads, recall_bound, row_bounds, similarity_bounds
 from hybrid_retrieval.search.native import CentroidScores, NativeCodec
 from hybrid_retrieval.search.steps import approximate_scores, candidate_windows, centroid_scores, exact_scores
@@ -35,8 +33,8 @@ Float32 = NDArray[np.float32]
 NPROBE, NPROBE_PER_K = 16, 0.32
 FIRST, FIRST_PER_K = 32, 1.5
 MOST, MOST_PER_K = 512, 40
-# What an approximate score may rise by when it is made exact, in standard deviations of what the first ones rose by
-# beyond their mean: MARGIN + MARGIN_OVER_K / k, for five hits or fewer as for five (of few, each weighs more).
+# What an approximate score may rise by when it is made exact, in standard deviations of what those scored so far rose
+# by beyond their mean: MARGIN + MARGIN_OVER_K / k, for five hits or fewer as for five (of few, each weighs more).
 MARGIN, MARGIN_OVER_K = 2.25, 7.5
 # The native kernels approximate every window of an index of up to this many tokens, a few milliseconds' work, and
 # leave the inverted lists to larger ones.
@@ -237,10 +235,8 @@ class Searcher:
         return found
 
     def _placed(self, device: str) -> DeviceSearcher | None:
-        if device == "cpu" or (device == "auto" and importlib.util.find_spec("torch") is None):
-            return None
-        placed, _ = placement(require("torch", "search on CUDA", "gpu"), device, "float32")
-        if placed.type == "cpu":
+        placed = cuda_or_none(device, "search on CUDA")
+        if placed is None:
             return None
         from hybrid_retrieval.search.device import DeviceSearcher
 
@@ -351,7 +347,8 @@ class Searcher:
 
 
 def _needed(order: Int64, approximate: Float32, scored: Int64, scores: Float32, k: int) -> int:
-    """How many of the candidates `order`, positions in `approximate` best first, may yet be among the k best.
+    """How many of the candidates `order`, positions in `approximate` best first, may be among the k best, scored ones
+    included.
 
     scored: positions of those that have exact scores, and these. From an approximate score to the exact one it is
     further for some passages than for others, and how much further differs by query and by collection. So it is

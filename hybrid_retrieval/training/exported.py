@@ -48,17 +48,17 @@ class ExportedEncoder:
         return found if self._weights is None else [self._weights.scaled(vectors) for vectors in found]
 
 
-def exported_state(folder: Path, kind: str) -> dict[str, NDArray[np.float32]]:
-    """The weights of an exported encoder or reranker as float32, named as in ``modules`` (the trunk's begin
-    with ``trunk.``). What int8 rounded off is not in them."""
-    files = json.loads((folder / f"{kind}.json").read_text(encoding="utf-8"))["trunk"]
+def exported_reranker(folder: Path) -> dict[str, NDArray[np.float32]]:
+    """The weights of an exported reranker as float32, named as in ``modules.CrossEncoder``; what int8 rounded off is
+    lost."""
+    files = json.loads((folder / "reranker.json").read_text(encoding="utf-8"))["trunk"]
     stored: dict[str, NDArray[Any]] = {}
     for name in (files.get("shared"), files["weights"]):
         stored |= load_file(folder / name) if name else {}
     state = {}
     for name, value in stored.items():
         stem, _, part = name.rpartition(".")
-        if (part == "scale" and f"{stem}.codes" in stored) or (kind == "reranker" and name == "projection"):
+        if (part == "scale" and f"{stem}.codes" in stored) or name == "projection":  # the encoder's, in the shared file
             continue
         if part == "codes":
             name = f"{stem}.weight"

@@ -33,14 +33,16 @@ def train(
     head_rate: float,
     checkpoint: Path,
     resume: bool,
+    made_of: str = "",
     stop_after: int = 0,
     warmup: int = 20,
     log_every: int = 10,
     save_every: int = 50,
 ) -> bool:
     """Run ``step(i)`` -> (loss, figures to log) for i < ``steps`` with AdamW, linear warm-up and linear decay to zero.
-    ``stop_after`` ends it early on the same schedule (0: not). ``step`` must depend on i alone. Returns False
-    when a signal stopped it (the checkpoint is written)."""
+    ``stop_after`` ends it early on the same schedule (0: not). ``step`` must depend on i alone.
+    made_of: what the steps are made of; a checkpoint of something else is not gone on from. Returns False when a signal
+    stopped it (the checkpoint is written)."""
     optimizer = torch.optim.AdamW(parameter_groups(model, rate, head_rate), betas=(0.9, 0.98), weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda i: min((i + 1) / warmup, max(0.0, (steps - i) / max(1, steps - warmup)))
@@ -48,10 +50,13 @@ def train(
     start = 0
     if resume and checkpoint.exists():
         saved = torch.load(checkpoint, weights_only=True)
-        model.load_state_dict(saved["model"])
-        optimizer.load_state_dict(saved["optimizer"])
-        schedule.load_state_dict(saved["schedule"])
-        start = saved["step"]
+        if saved.get("made_of", "") == made_of:
+            model.load_state_dict(saved["model"])
+            optimizer.load_state_dict(saved["optimizer"])
+            schedule.load_state_dict(saved["schedule"])
+            start = saved["step"]
+        else:
+            print(f"{checkpoint} is of other models or questions: beginning anew", flush=True)
     stop = False
 
     def ask_to_stop(signum: int, frame: object) -> None:
@@ -63,7 +68,7 @@ def train(
     def save(i: int) -> None:
         temporary = checkpoint.with_suffix(".tmp")
         state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "schedule": schedule.state_dict()}
-        torch.save({**state, "step": i}, temporary)
+        torch.save({**state, "step": i, "made_of": made_of}, temporary)
         os.replace(temporary, checkpoint)
 
     totals: dict[str, float] = {}

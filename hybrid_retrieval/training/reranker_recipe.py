@@ -73,8 +73,8 @@ class Found(NamedTuple):
 
 
 def mine(encoder: ExportedEncoder, pairs: Sequence[Pair], *, questions: int) -> list[Found]:
-    """For the first ``questions`` pairs of one file, by mean token vectors first to shorten the list; without those
-    that have too few other passages."""
+    """The best passages of one file for its first ``questions`` pairs, by MaxSim as the encoder weighs it, among the
+    ``SHORTLIST`` best by mean token vectors. Pairs that have too few other passages are left out."""
     held: dict[int, Pair] = {}
     for pair in pairs:
         held.setdefault(pair.passage_key, pair)
@@ -112,10 +112,18 @@ def gather(encoder: Path, sources: dict[str, tuple[list[Pair], int]], *, seed: i
 
 
 def train_reranker(
-    model: CrossEncoder, lists: Lists, *, steps: int, checkpoint: Path, resume: bool, half: bool, seed: int = 0
+    model: CrossEncoder,
+    lists: Lists,
+    *,
+    steps: int,
+    checkpoint: Path,
+    resume: bool,
+    half: bool,
+    made_of: str = "",
+    seed: int = 0,
 ) -> bool:
     """Listwise softmax over the pairs of ``QUESTIONS`` questions a step; False when a signal stopped it.
-    half: the layers compute in bfloat16 (weights stay float32)."""
+    half: the layers compute in bfloat16 (weights stay float32). made_of: see ``loop.train``."""
     for layer in list(model.trunk.layers)[:FROZEN]:
         layer.requires_grad_(False)
     by_file: dict[str, list[int]] = {}
@@ -139,4 +147,6 @@ def train_reranker(
         hit = (logits.view(-1, group).argmax(-1) == 0).float().mean()
         return loss, {"loss": loss.item(), "hit": hit.item()}
 
-    return train(model, step, steps=steps, rate=1e-4, head_rate=5e-4, checkpoint=checkpoint, resume=resume)
+    return train(
+        model, step, steps=steps, rate=1e-4, head_rate=5e-4, checkpoint=checkpoint, resume=resume, made_of=made_of
+    )

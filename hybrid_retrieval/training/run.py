@@ -1,5 +1,5 @@
-"""The whole training: the encoder's projection, then its upper layers; then the cross-encoder's upper layers, against
-negatives that the encoder mined. Both write model files."""
+"""The whole training: the encoder's projection, its upper layers, the weights of its query tokens; then the
+cross-encoder's upper layers in two rounds, against negatives that the encoder mined. Both write model files."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from hybrid_retrieval.training import (
 from hybrid_retrieval.training.base_weights import BaseModel, read_base, tokenizer_json
 from hybrid_retrieval.training.data import Pair
 from hybrid_retrieval.training.export import write_atomically, write_encoder, write_reranker
-from hybrid_retrieval.training.exported import exported_state
+from hybrid_retrieval.training.exported import exported_reranker
 from hybrid_retrieval.training.modules import CrossEncoder, Trunk
 
 ENCODER: dict[str, Any] = {
@@ -196,8 +196,9 @@ def _unseen(
 
 
 def _made_of(encoder: Path, told: object) -> str:
-    """A digest of an exported encoder's weights and of what else a step was given."""
-    return hashlib.sha256((encoder / "encoder.safetensors").read_bytes() + repr(told).encode()).hexdigest()
+    """A digest of an exported encoder and of what else a step was given."""
+    files = b"".join((encoder / name).read_bytes() for name in ("encoder.safetensors", "encoder.json"))
+    return hashlib.sha256(files + repr(told).encode()).hexdigest()
 
 
 def _query_weights(
@@ -222,16 +223,17 @@ def _mined(
     *,
     seed: int,
     threads: int,
-) -> Any:
-    """What ``recipe.gather`` finds, a ``recipe.Lists``, kept for the next run with the same encoder and pairs."""
+) -> tuple[Any, str]:
+    """What ``recipe.gather`` finds, a ``recipe.Lists``, kept for the next run with the same encoder and pairs; and a
+    digest of what it was made of."""
     made_of = _made_of(encoder, (seed, [(name, limit, pairs) for name, (pairs, limit) in sources.items()]))
     if path.exists():
         known = json.loads(path.read_text(encoding="utf-8"))
         if known.pop("made_of", "") == made_of:
-            return recipe.Lists(**known)
+            return recipe.Lists(**known), made_of
     lists = recipe.gather(encoder, sources, seed=seed, threads=threads)
     write_atomically(path, json.dumps({**dataclasses.asdict(lists), "made_of": made_of}).encode())
-    return lists
+    return lists, made_of
 
 
 def _across(tokenizer: Tokenizer, shares: data.Shares, *, pairs: Path, seed: int) -> dict[str, list[Pair]]:
@@ -288,24 +290,28 @@ def _reranker(
     resume: bool,
 ) -> bool:
     """Mine negatives with the encoder in ``out``, train the cross-encoder in two rounds, export."""
-    told: dict[str, Any] = {"pairs": pairs, "sentences": sentences, "documentation": documentation, "seed": seed}
-    lists = _mined(
-        work / "reranker-lists.json", reranker_recipe, out, _reranker_sources(reranker_recipe, tokenizer, **told),
-        seed=seed, threads=threads,
-    )  # fmt: skip
+
+    def mined(recipe: ModuleType, name: str) -> tuple[Any, str]:
+        sources = _reranker_sources(
+            recipe, tokenizer, pairs=pairs, sentences=sentences, documentation=documentation, seed=seed
+        )
+        return _mined(work / name, recipe, out, sources, seed=seed, threads=threads)
+
+    told: dict[str, Any] = {"resume": resume, "half": half, "seed": seed}
     model = CrossEncoder(Trunk(base))
-    first: dict[str, Any] = {"checkpoint": work / "reranker.ckpt", "resume": resume, "half": half, "seed": seed}
-    if not reranker_recipe.train_reranker(model, lists, steps=steps, **first):
+    lists, made_of = mined(reranker_recipe, "reranker-lists.json")
+    if not reranker_recipe.train_reranker(
+        model, lists, steps=steps, checkpoint=work / "reranker.ckpt", made_of=made_of, **told
+    ):
         return False
-    write_reranker(base, arrays(model), work / "first-round", RERANKER)
-    mined = _mined(
-        work / "second-round.json", second_round_recipe, out, _reranker_sources(second_round_recipe, tokenizer, **told),
-        seed=seed, threads=threads,
-    )  # fmt: skip
-    exported = exported_state(work / "first-round", "reranker")
-    model.load_state_dict({name: torch.from_numpy(value) for name, value in exported.items()})
-    second = {**first, "checkpoint": work / "second-round.ckpt"}
-    if not second_round_recipe.train_second_round(model, mined, steps=second_steps, **second):
+    first = work / "first-round"
+    write_reranker(base, arrays(model), first, RERANKER)
+    model.load_state_dict({name: torch.from_numpy(value) for name, value in exported_reranker(first).items()})
+    lists, made_of = mined(second_round_recipe, "second-round.json")
+    made_of += hashlib.sha256((first / "reranker.safetensors").read_bytes()).hexdigest()
+    if not second_round_recipe.train_second_round(
+        model, lists, steps=second_steps, checkpoint=work / "second-round.ckpt", made_of=made_of, **told
+    ):
         return False
     note = (
         "score = weight * z(reranker) + (1 - weight) * z(MaxSim), z over the query's candidates; "

@@ -29,7 +29,8 @@ from hybrid_retrieval.training.reranker_recipe import (
 )
 
 POOL = 1500
-"""Passages of a file among which negatives are sought: its pairs are taken in blocks of so many."""
+"""Passages of a file among which negatives are sought at most: its pairs, no more than are asked, go in blocks of so
+many."""
 FILES: data.Shares = {
     "squad_train": (3.5, 4000), "tydiqa-en": (3.5, 4000), "tydiqa-ko": (2, 4000), "tydiqa-sw": (2.5, 4000),
     "jaquad": (4, 4000), "iapp-thai": (1, 1000), "scifact": (1.2, 750), "fever-sent": (2, 2500), "medquad": (0.3, 300),
@@ -67,8 +68,8 @@ class Lists:
 
 
 def blocks(pairs: Sequence[Pair]) -> list[list[Pair]]:
-    """The pairs in their order, cut where the next passage would be one too many; a rest too small for negatives is in
-    the last block."""
+    """The pairs in their order, cut where the next passage would be one too many; a last block of less than half joins the
+    one before."""
     out: list[list[Pair]] = [[]]
     keys: set[int] = set()
     for pair in pairs:
@@ -119,6 +120,7 @@ def train_second_round(
     checkpoint: Path,
     resume: bool,
     half: bool,
+    made_of: str = "",
     seed: int = 0,
 ) -> bool:
     """Two listwise softmaxes over a question's own passage, the best other and two drawn ones: of the logit, and of
@@ -133,12 +135,14 @@ def train_second_round(
         by_file.setdefault(name, []).append(question)
     names = sorted(by_file)
     weights = [SHARES[name] for name in names]
-    turns = {name: random.Random(f"{seed}-{name}").sample(numbers, len(numbers)) for name, numbers in by_file.items()}
     group = 1 + NEGATIVES
     # Every question of a file once before any twice.
+    turns = {
+        name: itertools.cycle(random.Random(f"{seed}-{name}").sample(numbers, len(numbers)))
+        for name, numbers in by_file.items()
+    }
     draw = random.Random(seed + 1)
-    orders = {name: itertools.cycle(turns[name]) for name in names}
-    plan = [[next(orders[name]) for name in draw.choices(names, weights, k=QUESTIONS)] for _ in range(steps)]
+    plan = [[next(turns[name]) for name in draw.choices(names, weights, k=QUESTIONS)] for _ in range(steps)]
 
     def step(i: int) -> tuple[Tensor, dict[str, float]]:
         rng = random.Random(seed * 1_000_003 + i)
@@ -168,6 +172,6 @@ def train_second_round(
         return 0.5 * alone + fused, figures
 
     return train(
-        model, step, steps=steps, rate=7e-5, head_rate=3e-4, checkpoint=checkpoint, resume=resume, warmup=50,
-        log_every=25, save_every=200,
+        model, step, steps=steps, rate=7e-5, head_rate=3e-4, checkpoint=checkpoint, resume=resume, made_of=made_of,
+        warmup=50, log_every=25, save_every=200,
     )  # fmt: skip

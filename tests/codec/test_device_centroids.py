@@ -15,7 +15,7 @@ from hybrid_retrieval.builder import placing  # noqa: E402
 from hybrid_retrieval.codec import train_codec  # noqa: E402
 from hybrid_retrieval.codec.assignment import NearestCentroids  # noqa: E402
 from hybrid_retrieval.config import IndexConfig, PipelineConfig  # noqa: E402
-from hybrid_retrieval.errors import ModelSettingsError  # noqa: E402
+from hybrid_retrieval.errors import DeviceMemoryError, ModelSettingsError  # noqa: E402
 from hybrid_retrieval.kernels import device as kernels  # noqa: E402
 from hybrid_retrieval.kernels.device import DeviceCentroids  # noqa: E402
 from tests.support import clustered, random_unit, tree  # noqa: E402
@@ -39,7 +39,7 @@ def test_the_nearest_is_numpys(device: str, by: Any, monkeypatch: pytest.MonkeyP
     assert len(DeviceCentroids(centroids, device=torch.device(device))(vectors[:0])) == 0
 
 
-def test_a_codec_trained_on_a_device_is_as_good(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_codec_trained_on_a_device_is_as_good() -> None:
     vectors = clustered([60] * 40, 64, topics=300).data
     make = lambda centroids, by="product": DeviceCentroids(centroids, by=by, device=torch.device("cpu"))  # noqa: E731
     errors = []
@@ -64,7 +64,7 @@ def test_a_build_finds_centroids_where_it_is_told_to(tmp_path: Path, monkeypatch
             build(tmp_path / "none", config=PipelineConfig(index=IndexConfig(device="cuda")))
         assert not (tmp_path / "none").exists()
         # A processor stands for the card.
-        monkeypatch.setattr(placing, "placement", lambda torch, device, dtype: (torch.device("meta"), None))
+        monkeypatch.setattr(placing, "cuda_or_none", lambda device, purpose: torch.device("meta"))
         monkeypatch.setattr(Watched, "__init__", _on_a_cpu)
     config = PipelineConfig(index=IndexConfig(device="cuda"))
     for name in ("a", "b"):
@@ -80,6 +80,17 @@ def test_a_build_finds_centroids_where_it_is_told_to(tmp_path: Path, monkeypatch
 
 def _on_a_cpu(self: DeviceCentroids, centroids: Any, *, device: Any, by: Any = "product") -> None:
     DeviceCentroids.__init__(self, centroids, device=torch.device("cpu"), by=by)
+
+
+def test_a_full_device_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    centroids = DeviceCentroids(random_unit(30, 64), device=torch.device("cpu"))
+
+    def full(array: Any) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory.\nMore lines")
+
+    monkeypatch.setattr(kernels.torch, "from_numpy", full)
+    with pytest.raises(DeviceMemoryError, match=r"index\.device cpu"):
+        centroids(random_unit(3, 64))
 
 
 def test_auto_is_the_processor_where_there_is_no_card() -> None:

@@ -15,7 +15,9 @@ from hybrid_retrieval.training.loop import train  # noqa: E402
 STEPS = 12
 
 
-def run(checkpoint: Path, *, resume: bool = False, stopped_at: int | None = None, stop_after: int = 0):  # type: ignore[no-untyped-def]
+def run(
+    checkpoint: Path, *, resume: bool = False, stopped_at: int | None = None, stop_after: int = 0, made_of: str = ""
+):  # type: ignore[no-untyped-def]
     """(finished, weights) of a small regression."""
     torch.manual_seed(0)
     model = torch.nn.Linear(4, 2)
@@ -37,6 +39,7 @@ def run(checkpoint: Path, *, resume: bool = False, stopped_at: int | None = None
         resume=resume,
         warmup=3,
         stop_after=stop_after,
+        made_of=made_of,
     )
     return finished, model.weight.detach().numpy().copy()
 
@@ -53,6 +56,14 @@ def test_a_stopped_and_resumed_run_ends_as_an_unbroken_one(tmp_path: Path, stopp
     assert finished
     assert (resumed == expected).all()
     assert signal.getsignal(signal.SIGTERM) == handler
+
+
+def test_a_checkpoint_of_something_else_is_not_gone_on_from(tmp_path: Path) -> None:
+    _, expected = run(tmp_path / "whole")
+    run(tmp_path / "part", stopped_at=5, made_of="other questions")
+    for _ in range(2):  # the second time from the end of the first
+        finished, found = run(tmp_path / "part", resume=True, made_of="these")
+        assert finished and (found == expected).all()
 
 
 def test_an_early_stop_keeps_the_schedule(tmp_path: Path) -> None:

@@ -101,12 +101,17 @@ def test_mined_lists_are_kept_for_the_same_encoder_and_pairs(tmp_path: Path, mon
         return found
 
     monkeypatch.setattr(recipe, "gather", gather)
-    (tmp_path / "encoder.safetensors").write_bytes(b"weights")
+    weights, description = tmp_path / "encoder.safetensors", tmp_path / "encoder.json"
+    weights.write_bytes(b"weights")
+    description.write_bytes(b"weights of query tokens")
     sources = {"squad_train": ([Pair([5], [6], 0)], 1)}
     path = tmp_path / "lists.json"
+    digests = set()
     for seed, count in ((0, 1), (0, 1), (1, 2), (1, 2)):
-        assert run._mined(path, recipe, tmp_path, sources, seed=seed, threads=1) == found
-        assert len(mined) == count
-    (tmp_path / "encoder.safetensors").write_bytes(b"others")
-    run._mined(path, recipe, tmp_path, sources, seed=1, threads=1)
-    assert len(mined) == 3
+        lists, made_of = run._mined(path, recipe, tmp_path, sources, seed=seed, threads=1)
+        digests.add(made_of)
+        assert lists == found and len(mined) == len(digests) == count
+    for file in (weights, description):
+        file.write_bytes(b"others")
+        digests.add(run._mined(path, recipe, tmp_path, sources, seed=1, threads=1)[1])
+    assert len(mined) == len(digests) == 4

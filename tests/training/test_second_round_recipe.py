@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 from pathlib import Path
 
 import numpy as np
@@ -10,13 +11,18 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("onnx")
 
-from hybrid_retrieval.training import reranker_recipe  # noqa: E402
+from tokenizers import Tokenizer  # noqa: E402
+
+from hybrid_retrieval import Encoder  # noqa: E402
+from hybrid_retrieval.kernels import dispatch  # noqa: E402
+from hybrid_retrieval.model_files import EMBEDDED_FOLDER  # noqa: E402
+from hybrid_retrieval.training import modules, reranker_recipe  # noqa: E402
 from hybrid_retrieval.training import second_round_recipe as recipe  # noqa: E402
 from hybrid_retrieval.training.base_weights import BaseModel  # noqa: E402
 from hybrid_retrieval.training.data import Pair  # noqa: E402
 from hybrid_retrieval.training.export import write_encoder, write_reranker  # noqa: E402
-from hybrid_retrieval.training.exported import exported_state  # noqa: E402
-from hybrid_retrieval.training.modules import CrossEncoder, Encoder, Trunk  # noqa: E402
+from hybrid_retrieval.training.exported import ExportedEncoder, exported_reranker  # noqa: E402
+from hybrid_retrieval.training.modules import CrossEncoder, Trunk  # noqa: E402
 from hybrid_retrieval.training.reranker_recipe import Found  # noqa: E402
 from hybrid_retrieval.training.run import ENCODER, RERANKER, arrays  # noqa: E402
 
@@ -27,9 +33,9 @@ def test_an_exported_model_is_read_back(shared: bool, base: BaseModel, tmp_path:
     model = CrossEncoder(Trunk(base))
     torch.nn.init.normal_(model.out.weight)
     if shared:
-        write_encoder(base, arrays(Encoder(Trunk(base), 32)), tmp_path, ENCODER)
+        write_encoder(base, arrays(modules.Encoder(Trunk(base), 32)), tmp_path, ENCODER)
     write_reranker(base, arrays(model), tmp_path, RERANKER)
-    state = exported_state(tmp_path, "reranker")
+    state = exported_reranker(tmp_path)
     assert state.keys() == arrays(model).keys()
     for name, value in arrays(model).items():
         assert state[name].shape == value.shape
@@ -38,10 +44,21 @@ def test_an_exported_model_is_read_back(shared: bool, base: BaseModel, tmp_path:
     again = tmp_path / "again"
     model.load_state_dict({name: torch.from_numpy(value) for name, value in state.items()})
     if shared:
-        write_encoder(base, arrays(Encoder(Trunk(base), 32)), again, ENCODER)
+        write_encoder(base, arrays(modules.Encoder(Trunk(base), 32)), again, ENCODER)
     write_reranker(base, arrays(model), again, RERANKER)
-    for name, value in exported_state(again, "reranker").items():
+    for name, value in exported_reranker(again).items():
         np.testing.assert_allclose(value, state[name], rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.skipif(dispatch.variant() == dispatch.NUMPY, reason="token vectors come from the native kernels")
+def test_queries_are_weighed_as_in_search() -> None:
+    encoder = Encoder.load("embedded")
+    texts = ["Who wrote the first dictionary of the language?", "如何种植番茄?"]
+    tokenizer = Tokenizer.from_str(gzip.decompress((EMBEDDED_FOLDER / "tokenizer.json.gz").read_bytes()).decode())
+    ids = [tokenizer.encode(text, add_special_tokens=False).ids for text in texts]
+    found = ExportedEncoder(EMBEDDED_FOLDER, threads=1).queries(ids, 64)
+    for vectors, expected in zip(found, encoder.encode_queries(texts), strict=True):
+        np.testing.assert_allclose(vectors, expected, atol=1e-5)
 
 
 def test_blocks_hold_so_many_passages_and_every_pair_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -102,4 +119,5 @@ def test_it_learns_what_the_first_stage_gets_wrong(
     fused = [line["fused"] for line in lines]
     assert lines[-1]["prior_hit"] == 0 and np.mean(fused[-5:]) < np.mean(fused[:5]) - 0.05
     changed = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
-    assert changed and all(name.startswith(("trunk.layers.2.", "dense.", "out.", "gate.", "scale")) for name in changed)
+    assert all(name.startswith(("trunk.layers.2.", "dense.", "out.", "gate.", "scale")) for name in changed)
+    assert {"scale", "trunk.layers.2.fo.weight", "out.weight", "gate.weight"} <= changed
