@@ -68,8 +68,8 @@ class Lists:
 
 
 def blocks(pairs: Sequence[Pair]) -> list[list[Pair]]:
-    """The pairs in their order, cut where the next passage would be one too many; a last block of less than half joins the
-    one before."""
+    """The pairs in their order, cut where the next passage would be one too many; a last block of less than half joins
+    the one before."""
     out: list[list[Pair]] = [[]]
     keys: set[int] = set()
     for pair in pairs:
