@@ -55,7 +55,7 @@ class FloatEncoder(EncoderBackend):
 class FloatReranker(RerankerBackend):
     def __init__(self, base: BaseModel, work: Path) -> None:
         self._model = modules.CrossEncoder(modules.Trunk(base))
-        self._model.load_state_dict(trained(work / "second-round.ckpt"))
+        self._model.load_state_dict(trained(work / "reranker.ckpt"))
 
     def forward(
         self, ids: NDArray[np.int64], mask: NDArray[np.int64], types: NDArray[np.int64] | None

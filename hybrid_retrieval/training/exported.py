@@ -5,13 +5,10 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors.numpy import load_file
 
-from hybrid_retrieval.encoders.convention import TokenWeights
 from hybrid_retrieval.kernels import dispatch
 from hybrid_retrieval.native_trunk import NativeTrunk, TrunkFacts
 from hybrid_retrieval.training import data
@@ -32,38 +29,9 @@ class ExportedEncoder:
     def __init__(self, folder: Path, *, threads: int) -> None:
         self._trunk = NativeTrunk(folder, trunk_facts(folder), variant=dispatch.variant(), threads=threads)
         self._projection = self._trunk.projection(self._trunk.tensors["projection"])
-        query = json.loads((folder / "encoder.json").read_text(encoding="utf-8"))["query"]
-        told = query.get("weights")
-        self._weights = TokenWeights(tuple(told["direction"]), told["bias"]) if told else None
 
     def vectors(self, prefix: Sequence[int], texts: Sequence[list[int]], limit: int) -> list[NDArray[np.float32]]:
         """Unit vectors float32 [L, D] of each text within its markers, at most ``limit`` tokens in all."""
         rows = [np.array(data.wrap(prefix, text, limit), np.int64) for text in texts]
         starts = range(0, len(rows), BLOCK)
         return [v for start in starts for v in self._trunk.run(rows[start : start + BLOCK], self._projection)]
-
-    def queries(self, texts: Sequence[list[int]], limit: int) -> list[NDArray[np.float32]]:
-        """The same of queries, each vector as long as its token's weight where the encoder has weights."""
-        found = self.vectors(data.QUERY_PREFIX, texts, limit)
-        return found if self._weights is None else [self._weights.scaled(vectors) for vectors in found]
-
-
-def exported_reranker(folder: Path) -> dict[str, NDArray[np.float32]]:
-    """The weights of an exported reranker as float32, named as in ``modules.CrossEncoder``; what int8 rounded off is
-    lost."""
-    files = json.loads((folder / "reranker.json").read_text(encoding="utf-8"))["trunk"]
-    stored: dict[str, NDArray[Any]] = {}
-    for name in (files.get("shared"), files["weights"]):
-        stored |= load_file(folder / name) if name else {}
-    state = {}
-    for name, value in stored.items():
-        stem, _, part = name.rpartition(".")
-        if (part == "scale" and f"{stem}.codes" in stored) or name == "projection":  # the encoder's, in the shared file
-            continue
-        if part == "codes":
-            name = f"{stem}.weight"
-            value = ((value.astype(np.float32) - 128) * stored[f"{stem}.scale"]).T
-        state[f"trunk.{name}" if name.startswith(("layers.", "pos", "ln.")) else name] = np.array(
-            value, order="C"
-        )  # keeps a scalar a scalar
-    return state

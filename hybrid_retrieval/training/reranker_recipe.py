@@ -7,7 +7,6 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -24,7 +23,7 @@ QUERY_TOKENS, PASSAGE_TOKENS = 48, 176
 """Training lengths of the two parts of a pair; at run time pairs have at most 512 tokens."""
 POOL = 1000
 """Pairs of a file among whose passages negatives are sought, where no more of its questions are kept."""
-NEGATIVES, DEPTH, SHORTLIST = 3, 12, 80
+NEGATIVES, DEPTH, SHORTLIST = 3, 12, 40
 QUESTIONS = 8
 BATCH_TOKENS = 4096
 FILES: data.Shares = {
@@ -64,33 +63,26 @@ def pair_ids(query: list[int], passage: list[int], query_tokens: int, passage_to
     return [0, *query[:query_tokens], END, END, *passage[:passage_tokens], END]
 
 
-class Found(NamedTuple):
-    """A pair, and passages with their MaxSim: its own, then the ``DEPTH`` best of its file's others, best first."""
-
-    pair: Pair
-    passages: list[Pair]
-    scores: list[float]
-
-
-def mine(encoder: ExportedEncoder, pairs: Sequence[Pair], *, questions: int) -> list[Found]:
-    """The best passages of one file for its first ``questions`` pairs, by MaxSim as the encoder weighs it, among the
-    ``SHORTLIST`` best by mean token vectors. Pairs that have too few other passages are left out."""
-    held: dict[int, Pair] = {}
+def mine(encoder: Path, pairs: Sequence[Pair], *, questions: int, threads: int) -> list[tuple[Pair, list[Pair]]]:
+    """For the first ``questions`` pairs of one file, the ``DEPTH`` best of the file's other passages by MaxSim
+    under an exported encoder (by mean unit token vectors first, to shorten the list)."""
+    chosen: dict[int, Pair] = {}
     for pair in pairs:
-        held.setdefault(pair.passage_key, pair)
-    pool = list(held.values())
-    number = {key: i for i, key in enumerate(held)}
-    vectors = encoder.vectors(data.PASSAGE_PREFIX, [pair.passage for pair in pool], PASSAGE_TOKENS)
-    means = np.stack([v.mean(axis=0) for v in vectors])
-    asked = pairs[:questions]
+        chosen.setdefault(pair.passage_key, pair)
+    pool = list(chosen.values())
+    items = list(pairs[:questions])
+    runs = ExportedEncoder(encoder, threads=threads)
+    passages = runs.vectors(data.PASSAGE_PREFIX, [pair.passage for pair in pool], PASSAGE_TOKENS)
+    queries = runs.vectors(data.QUERY_PREFIX, [pair.query for pair in items], QUERY_TOKENS)
+    means = np.stack([v.mean(axis=0) for v in passages])
     found = []
-    for pair, query in zip(asked, encoder.queries([pair.query for pair in asked], QUERY_TOKENS), strict=True):
-        own = number[pair.passage_key]
-        near = np.argsort(-(means @ query.mean(axis=0)), kind="stable")[:SHORTLIST].tolist()
-        scores = {j: float((query @ vectors[j].T).max(axis=1).sum()) for j in {own, *near}}
-        best = sorted((j for j in near if j != own), key=lambda j: -scores[j])[:DEPTH]
-        if len(best) >= NEGATIVES:
-            found.append(Found(pair, [pool[j] for j in [own, *best]], [scores[j] for j in [own, *best]]))
+    for item, q in zip(items, queries, strict=True):
+        near = np.argsort(-(means @ q.mean(axis=0)), kind="stable")[:SHORTLIST].tolist()
+        near = [j for j in near if pool[j].passage_key != item.passage_key]
+        scores = [float((q @ passages[j].T).max(axis=1).sum()) for j in near]
+        ranked = [j for _, j in sorted(zip(scores, near, strict=True), reverse=True)][:DEPTH]
+        if len(ranked) >= NEGATIVES:
+            found.append((item, [pool[j] for j in ranked]))
     return found
 
 
@@ -98,16 +90,15 @@ def gather(encoder: Path, sources: dict[str, tuple[list[Pair], int]], *, seed: i
     """Mine with an exported encoder and draw each question's negatives. sources: pairs of each file, and of how many of
     them the questions are kept."""
     rng = random.Random(seed)
-    runs = ExportedEncoder(encoder, threads=threads)
     files: list[str] = []
     rows: list[list[int]] = []
     for name, (items, limit) in sources.items():
-        mined = mine(runs, items[: max(limit, POOL)], questions=limit)
+        mined = mine(encoder, items[: max(limit, POOL)], questions=limit, threads=threads)
         print(f"mined {name}: {len(mined)} questions", flush=True)
-        for pair, passages, _ in mined:
+        for item, negatives in mined:
             files.append(name)
-            for passage in [pair, *rng.sample(passages[1:], NEGATIVES)]:
-                rows.append(pair_ids(pair.query, passage.passage, QUERY_TOKENS, PASSAGE_TOKENS))
+            for passage in [item, *rng.sample(negatives, NEGATIVES)]:
+                rows.append(pair_ids(item.query, passage.passage, QUERY_TOKENS, PASSAGE_TOKENS))
     return Lists(files, rows)
 
 

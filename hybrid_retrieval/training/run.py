@@ -1,5 +1,5 @@
 """The whole training: the encoder's projection, its upper layers, the weights of its query tokens; then the
-cross-encoder's upper layers in two rounds, against negatives that the encoder mined. Both write model files."""
+cross-encoder's upper layers, against negatives that the encoder mined. Both write model files."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import dataclasses
 import hashlib
 import json
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -15,18 +14,10 @@ import torch
 from tokenizers import Tokenizer
 from torch import nn
 
-from hybrid_retrieval.training import (
-    data,
-    projection_recipe,
-    query_weights_recipe,
-    reranker_recipe,
-    second_round_recipe,
-    upper_recipe,
-)
+from hybrid_retrieval.training import data, projection_recipe, query_weights_recipe, reranker_recipe, upper_recipe
 from hybrid_retrieval.training.base_weights import BaseModel, read_base, tokenizer_json
 from hybrid_retrieval.training.data import Pair
 from hybrid_retrieval.training.export import write_atomically, write_encoder, write_reranker
-from hybrid_retrieval.training.exported import exported_reranker
 from hybrid_retrieval.training.modules import CrossEncoder, Trunk
 
 ENCODER: dict[str, Any] = {
@@ -59,7 +50,6 @@ def run(
     projection_steps: int,
     upper_steps: int,
     reranker_steps: int,
-    second_steps: int,
     fusion_weight: float,
     half: bool,
     only: str | None,
@@ -104,7 +94,6 @@ def run(
         work=work,
         out=out,
         steps=reranker_steps,
-        second_steps=second_steps,
         weight=fusion_weight,
         half=half,
         seed=seed,
@@ -196,9 +185,8 @@ def _unseen(
 
 
 def _made_of(encoder: Path, told: object) -> str:
-    """A digest of an exported encoder and of what else a step was given."""
-    files = b"".join((encoder / name).read_bytes() for name in ("encoder.safetensors", "encoder.json"))
-    return hashlib.sha256(files + repr(told).encode()).hexdigest()
+    """A digest of an exported encoder's weights and of what else a step was given."""
+    return hashlib.sha256((encoder / "encoder.safetensors").read_bytes() + repr(told).encode()).hexdigest()
 
 
 def _query_weights(
@@ -215,23 +203,17 @@ def _query_weights(
     return weights
 
 
-def _mined(
-    path: Path,
-    recipe: ModuleType,
-    encoder: Path,
-    sources: dict[str, tuple[list[Pair], int]],
-    *,
-    seed: int,
-    threads: int,
-) -> tuple[Any, str]:
-    """What ``recipe.gather`` finds, a ``recipe.Lists``, kept for the next run with the same encoder and pairs; and a
-    digest of what it was made of."""
+def _lists(
+    path: Path, encoder: Path, sources: dict[str, tuple[list[Pair], int]], *, seed: int, threads: int
+) -> tuple[reranker_recipe.Lists, str]:
+    """What ``reranker_recipe.gather`` finds, kept in a file for the next run with the same encoder and pairs; and a digest
+    of what it was made of."""
     made_of = _made_of(encoder, (seed, [(name, limit, pairs) for name, (pairs, limit) in sources.items()]))
     if path.exists():
         known = json.loads(path.read_text(encoding="utf-8"))
         if known.pop("made_of", "") == made_of:
-            return recipe.Lists(**known), made_of
-    lists = recipe.gather(encoder, sources, seed=seed, threads=threads)
+            return reranker_recipe.Lists(**known), made_of
+    lists = reranker_recipe.gather(encoder, sources, seed=seed, threads=threads)
     write_atomically(path, json.dumps({**dataclasses.asdict(lists), "made_of": made_of}).encode())
     return lists, made_of
 
@@ -256,9 +238,10 @@ def _documentation(
 
 
 def _reranker_sources(
-    recipe: ModuleType, tokenizer: Tokenizer, *, pairs: Path, sentences: Path, documentation: Path, seed: int
+    tokenizer: Tokenizer, *, pairs: Path, sentences: Path, documentation: Path, seed: int
 ) -> dict[str, tuple[list[Pair], int]]:
-    """What ``recipe.gather`` mines in: ``reranker_recipe`` or ``second_round_recipe``."""
+    """What ``reranker_recipe.gather`` mines in."""
+    recipe = reranker_recipe
     drawn = data.load_pairs(pairs, tokenizer, limit=4000, seed=seed, names=recipe.FILES)
     bitext = data.load_bitext(
         sentences, tokenizer, per_language=recipe.STATEMENTS_EACH, more=recipe.STATEMENTS_MORE, seed=seed + 2
@@ -282,40 +265,30 @@ def _reranker(
     work: Path,
     out: Path,
     steps: int,
-    second_steps: int,
     weight: float,
     half: bool,
     seed: int,
     threads: int,
     resume: bool,
 ) -> bool:
-    """Mine negatives with the encoder in ``out``, train the cross-encoder in two rounds, export."""
-
-    def mined(recipe: ModuleType, name: str) -> tuple[Any, str]:
-        sources = _reranker_sources(
-            recipe, tokenizer, pairs=pairs, sentences=sentences, documentation=documentation, seed=seed
-        )
-        return _mined(work / name, recipe, out, sources, seed=seed, threads=threads)
-
-    told: dict[str, Any] = {"resume": resume, "half": half, "seed": seed}
+    """Mine negatives with the encoder in ``out``, train the cross-encoder, export."""
+    sources = _reranker_sources(tokenizer, pairs=pairs, sentences=sentences, documentation=documentation, seed=seed)
+    lists, made_of = _lists(work / "reranker-lists.json", out, sources, seed=seed, threads=threads)
     model = CrossEncoder(Trunk(base))
-    lists, made_of = mined(reranker_recipe, "reranker-lists.json")
-    if not reranker_recipe.train_reranker(
-        model, lists, steps=steps, checkpoint=work / "reranker.ckpt", made_of=made_of, **told
-    ):
-        return False
-    first = work / "first-round"
-    write_reranker(base, arrays(model), first, RERANKER)
-    model.load_state_dict({name: torch.from_numpy(value) for name, value in exported_reranker(first).items()})
-    lists, made_of = mined(second_round_recipe, "second-round.json")
-    made_of += hashlib.sha256((first / "reranker.safetensors").read_bytes()).hexdigest()
-    if not second_round_recipe.train_second_round(
-        model, lists, steps=second_steps, checkpoint=work / "second-round.ckpt", made_of=made_of, **told
-    ):
-        return False
-    note = (
-        "score = weight * z(reranker) + (1 - weight) * z(MaxSim), z over the query's candidates; "
-        "weight tuned on held-out training pairs"
+    done = reranker_recipe.train_reranker(
+        model,
+        lists,
+        steps=steps,
+        checkpoint=work / "reranker.ckpt",
+        resume=resume,
+        half=half,
+        made_of=made_of,
+        seed=seed,
     )
-    write_reranker(base, arrays(model), out, {**RERANKER, "fusion": {"weight": weight, "note": note}})
-    return True
+    if done:
+        note = (
+            "score = weight * z(reranker) + (1 - weight) * z(MaxSim), z over the query's candidates; "
+            "weight tuned on held-out training pairs"
+        )
+        write_reranker(base, arrays(model), out, {**RERANKER, "fusion": {"weight": weight, "note": note}})
+    return done

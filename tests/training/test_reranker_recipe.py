@@ -25,11 +25,35 @@ from hybrid_retrieval.training import run  # noqa: E402
 from hybrid_retrieval.training.base_weights import BaseModel  # noqa: E402
 from hybrid_retrieval.training.data import END, Pair  # noqa: E402
 from hybrid_retrieval.training.export import write_encoder, write_reranker  # noqa: E402
-from hybrid_retrieval.training.exported import ExportedEncoder  # noqa: E402
 from hybrid_retrieval.training.modules import CrossEncoder, Encoder, Trunk  # noqa: E402
 from hybrid_retrieval.training.run import ENCODER, RERANKER, arrays  # noqa: E402
 
+LAYERS, HIDDEN, INNER, VOCABULARY = 3, 64, 96, 50
 GROUP = 1 + recipe.NEGATIVES
+
+
+@pytest.fixture(scope="module")
+def base() -> BaseModel:
+    random = np.random.default_rng(0)
+
+    def normal(*shape: int) -> np.ndarray:
+        return (random.standard_normal(shape) * 0.3).astype(np.float32)
+
+    tensors = {"emb.pos": normal(80, HIDDEN), "emb.type": normal(HIDDEN)}
+    norms = ["emb.ln", *(f"l{i}.{name}" for i in range(LAYERS) for name in ("aln", "oln"))]
+    for name in norms:
+        tensors |= {f"{name}.w": np.ones(HIDDEN, np.float32), f"{name}.b": np.zeros(HIDDEN, np.float32)}
+    for i in range(LAYERS):
+        for name in ("q", "k", "v", "ao", "fi", "fo"):
+            rows, columns = {"fi": (INNER, HIDDEN), "fo": (HIDDEN, INNER)}.get(name, (HIDDEN, HIDDEN))
+            tensors |= {f"l{i}.{name}.w": normal(rows, columns), f"l{i}.{name}.b": normal(rows)}
+    pieces = [(piece, 0.0) for piece in ("<s>", "<pad>", "</s>", "<unk>")] + [(chr(97 + i), -1.0) for i in range(26)]
+    return BaseModel(
+        hidden=HIDDEN, layers=LAYERS, heads=2, inner=INNER, epsilon=1e-12,
+        embedding_codes=random.integers(0, 16, (VOCABULARY, HIDDEN)).astype(np.uint8),
+        embedding_scales=np.full((VOCABULARY, HIDDEN // 32), 0.1, np.float16), pieces=pieces,
+        special_ids={"<s>": 0, "<pad>": 1, "</s>": 2, "<unk>": 3}, tensors=tensors,
+    )  # fmt: skip
 
 
 def test_a_pair_is_cut_apart_and_marked() -> None:
@@ -42,12 +66,11 @@ def test_negatives_are_other_passages_near_the_question() -> None:
     texts = [passage.text for passage in itertools.islice(read_corpus(demo_corpus()), 24)]
     ids = [encoding.ids for encoding in tokenizer.encode_batch(texts, add_special_tokens=False)]
     pairs = [Pair(row[:12], row, key) for key, row in enumerate(ids)]
-    mined = recipe.mine(ExportedEncoder(EMBEDDED_FOLDER, threads=1), pairs, questions=6)
-    assert [found.pair.passage_key for found in mined] == list(range(6))
-    for pair, passages, scores in mined:
-        keys = [passage.passage_key for passage in passages]
-        assert len(set(keys)) == len(keys) == 1 + recipe.DEPTH and keys[0] == pair.passage_key
-        assert scores[1:] == sorted(scores[1:], reverse=True) and scores[0] > scores[1]
+    mined = recipe.mine(EMBEDDED_FOLDER, pairs, questions=6, threads=1)
+    assert [item.passage_key for item, _ in mined] == list(range(6))
+    for item, negatives in mined:
+        keys = [negative.passage_key for negative in negatives]
+        assert len(set(keys)) == len(keys) == recipe.DEPTH and item.passage_key not in keys
 
 
 @pytest.mark.parametrize("half", [False, True])
@@ -101,17 +124,14 @@ def test_mined_lists_are_kept_for_the_same_encoder_and_pairs(tmp_path: Path, mon
         return found
 
     monkeypatch.setattr(recipe, "gather", gather)
-    weights, description = tmp_path / "encoder.safetensors", tmp_path / "encoder.json"
-    weights.write_bytes(b"weights")
-    description.write_bytes(b"weights of query tokens")
+    (tmp_path / "encoder.safetensors").write_bytes(b"weights")
     sources = {"squad_train": ([Pair([5], [6], 0)], 1)}
     path = tmp_path / "lists.json"
-    digests = set()
+    digests: set[str] = set()
     for seed, count in ((0, 1), (0, 1), (1, 2), (1, 2)):
-        lists, made_of = run._mined(path, recipe, tmp_path, sources, seed=seed, threads=1)
+        lists, made_of = run._lists(path, tmp_path, sources, seed=seed, threads=1)
         digests.add(made_of)
         assert lists == found and len(mined) == len(digests) == count
-    for file in (weights, description):
-        file.write_bytes(b"others")
-        digests.add(run._mined(path, recipe, tmp_path, sources, seed=1, threads=1)[1])
-    assert len(mined) == len(digests) == 4
+    (tmp_path / "encoder.safetensors").write_bytes(b"others")
+    assert run._lists(path, tmp_path, sources, seed=1, threads=1)[1] not in digests
+    assert len(mined) == 3
