@@ -206,8 +206,8 @@ def _query_weights(
 def _lists(
     path: Path, encoder: Path, sources: dict[str, tuple[list[Pair], int]], *, seed: int, threads: int
 ) -> tuple[reranker_recipe.Lists, str]:
-    """What ``reranker_recipe.gather`` finds, kept in a file for the next run with the same encoder and pairs; and a digest
-    of what it was made of."""
+    """What ``reranker_recipe.gather`` finds, kept for the next run with the same encoder and pairs; and a digest of
+    what it was made of."""
     made_of = _made_of(encoder, (seed, [(name, limit, pairs) for name, (pairs, limit) in sources.items()]))
     if path.exists():
         known = json.loads(path.read_text(encoding="utf-8"))
