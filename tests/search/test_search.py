@@ -305,13 +305,13 @@ def test_best_first_is_the_tie_rule_of_search() -> None:
 
 
 def test_what_may_yet_be_a_hit_is_told_by_what_the_first_rose_by() -> None:
-    approximate = np.array([9, 8, 6.6, 5.6, 5, -np.inf], np.float32)
+    approximate = np.array([9, 8, 6.3, 5.2, 5, -np.inf], np.float32)
     scored, scores = np.array([0, 1, 5]), np.array([9.5, 9.5, 4], np.float32)  # rose by .5 and 1.5: 1, give or take .5
     order = np.arange(6)
     assert _needed(order, approximate, scored, scores, 2) == 2
     assert _needed(order, approximate, scored, scores, 3) == 5
     assert _needed(order, approximate + np.float32(0.6), scored, scores + np.float32(0.6), 2) == 2
-    # Rose by .5 and fell by .5: those within 3.75 times that of the second best are open.
+    # Rose by .5 and fell by .5: those within 4.25 times that of the second best are open.
     assert _needed(order, approximate, np.array([0, 1]), np.array([9.5, 7.5], np.float32), 2) == 3
     assert _needed(order, approximate, scored[2:], scores[2:], 1) == 0
 
