@@ -123,7 +123,7 @@ def main() -> None:
     scoring.add_argument("--out", type=Path, required=True)
     replay = commands.add_parser("simulate")
     replay.add_argument("scores", type=Path, nargs="+")
-    replay.add_argument("--top", type=int, default=3)
+    replay.add_argument("--top", type=int, default=3, choices=range(1, 11), metavar="1-10")
     replay.add_argument("--depth", type=int, default=30)
     replay.add_argument("--bounds", type=float, nargs="+", default=[-1.0, 0.0, 0.25, 0.5, 1.0, 2.0])
     replay.add_argument("--weight", type=float, help="of the reranker, or -1 for the logit alone; by default its own")
