@@ -1,6 +1,6 @@
 """Writes small collections (BEIR layout, split ``dev``) from the held-out parts of the training files, for tuning.
 
-python -m hybrid_retrieval.training.dev_sets BASE PAIRS OUT
+python -m hybrid_retrieval.training.dev_sets BASE PAIRS OUT [QUESTIONS PASSAGES]
 """
 
 from __future__ import annotations
