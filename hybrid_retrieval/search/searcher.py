@@ -35,7 +35,7 @@ FIRST, FIRST_PER_K = 32, 1.5
 MOST, MOST_PER_K = 512, 40
 # What an approximate score may rise by when it is made exact, in standard deviations of what those scored so far rose
 # by beyond their mean: MARGIN + MARGIN_OVER_K / k, for five hits or fewer as for five (of few, each weighs more).
-MARGIN, MARGIN_OVER_K = 2.75, 7.5
+MARGIN, MARGIN_OVER_K = 3.25, 5.0
 # The native kernels approximate every window of an index of up to this many tokens, a few milliseconds' work, and
 # leave the inverted lists to larger ones.
 TOKENS_WITHOUT_LISTS = 4_000_000
