@@ -7,6 +7,8 @@ with zeros, which add nothing to a score), W windows of t tokens together, D dim
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -26,6 +28,18 @@ FUSED_BYTES = 1 << 26
 FUSED_QUERIES = 4
 # Products of vectors with centroids that are held at a time, 4 bytes each.
 PRODUCTS_A_BLOCK = 1 << 26
+ASSIGN_ELSEWHERE = "find nearest centroids on the CPU (index.device: cpu)"
+
+
+@contextmanager
+def memory_told(device: torch.device, doing: str, instead: str) -> Iterator[None]:
+    """One clear error in place of torch's where the device's memory is full. instead: what else a user can do."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise DeviceMemoryError(
+            f"{device} ran out of memory {doing} ({str(error).splitlines()[0]}): free some, or {instead}"
+        ) from None
 
 
 @dataclass(frozen=True)
@@ -86,7 +100,8 @@ class DeviceCentroids:
         by: Literal["product", "distance"] = "product",
     ) -> None:
         """centroids: float32 [K, D]."""
-        self._centroids = torch.from_numpy(np.ascontiguousarray(centroids)).to(device)
+        with memory_told(device, "placing the centroids", ASSIGN_ELSEWHERE):
+            self._centroids = torch.from_numpy(np.ascontiguousarray(centroids)).to(device)
         # Of |v - c|^2 what depends on c, halved: |c|^2 / 2 - v.c.
         self._halves = self._centroids.square().sum(1) / 2 if by == "distance" else None
         self._block = max(1, PRODUCTS_A_BLOCK // len(centroids))
@@ -97,16 +112,11 @@ class DeviceCentroids:
         for start in range(0, len(vectors), self._block):
             # A copy: torch warns of arrays that it may not write to, such as mapped ones.
             block = np.array(vectors[start : start + self._block], np.float32, order="C")
-            try:
+            with memory_told(self._centroids.device, "finding nearest centroids", ASSIGN_ELSEWHERE):
                 scores = torch.from_numpy(block).to(self._centroids.device) @ self._centroids.T
                 if self._halves is not None:
                     scores -= self._halves
                 found[start : start + len(block)] = scores.max(dim=1).indices.cpu().numpy()
-            except torch.OutOfMemoryError as error:
-                raise DeviceMemoryError(
-                    f"{self._centroids.device} ran out of memory finding nearest centroids "
-                    f"({str(error).splitlines()[0]}): free some, or use index.device cpu"
-                ) from None
         return found
 
 

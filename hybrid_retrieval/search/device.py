@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -17,9 +16,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from hybrid_retrieval.errors import DeviceMemoryError, IndexDamagedError
+from hybrid_retrieval.errors import IndexDamagedError
 from hybrid_retrieval.kernels import device as kernels
-from hybrid_retrieval.kernels.device import BLOCK_TOKENS, DeviceCodec, spans
+from hybrid_retrieval.kernels.device import BLOCK_TOKENS, DeviceCodec, memory_told, spans
 from hybrid_retrieval.storage import Segment, Snapshot
 
 Int64 = NDArray[np.int64]
@@ -33,6 +32,7 @@ GROUP_BYTES = 1 << 30
 HALF_ERROR = 1e-3
 # Share of the device's free memory that residuals may take; a larger index streams them from the host.
 MEMORY_SHARE = 0.7
+SEARCH_ELSEWHERE = "search on the CPU (search.device: cpu)"
 
 
 class Scored(NamedTuple):
@@ -73,14 +73,14 @@ class DeviceSearcher:
         """rows: of each segment, those that can be found. resident: keep the residuals on the device; None decides by
         its free memory."""
         self._device = torch.device(device)
-        with _memory_told(self._device, "placing the codec"):
+        with memory_told(self._device, "placing the codec", SEARCH_ELSEWHERE):
             self.codec = DeviceCodec.place(snapshot.codec.centroids, snapshot.codec.weights, self._device)
         if resident is None:
             large = [array for part in snapshot.segments for array in (part.residuals, part.codes, part.lists)]
             resident = self._device.type == "cpu" or (
                 sum(array.nbytes for array in large) < MEMORY_SHARE * torch.cuda.mem_get_info()[0]
             )
-        with _memory_told(self._device, "placing the index"):
+        with memory_told(self._device, "placing the index", SEARCH_ELSEWHERE):
             self._segments = [
                 self._place(segment, local, resident) for segment, local in zip(snapshot.segments, rows, strict=True)
             ]
@@ -96,7 +96,7 @@ class DeviceSearcher:
             for i, query in enumerate(group):
                 filled[i, : len(query)] = query
             lengths = [len(query) for query in group]
-            with _memory_told(self._device, "searching"):
+            with memory_told(self._device, "searching", SEARCH_ELSEWHERE):
                 yield from self._group(torch.from_numpy(filled).to(self._device), lengths, k, width, nprobe, exact)
 
     def _group(
@@ -245,18 +245,6 @@ class DeviceSearcher:
 
     def _placed(self, array: NDArray[np.int64] | NDArray[np.int32]) -> Tensor:
         return torch.from_numpy(np.array(array)).to(self._device)
-
-
-@contextmanager
-def _memory_told(device: torch.device, doing: str) -> Iterator[None]:
-    """One clear error in place of torch's where the device's memory is full."""
-    try:
-        yield
-    except torch.OutOfMemoryError as error:
-        raise DeviceMemoryError(
-            f"{device} ran out of memory {doing} ({str(error).splitlines()[0]}): free some, or "
-            "search on the CPU (search.device: cpu)"
-        ) from None
 
 
 def _at_least(scores: Tensor, threshold: Tensor) -> Tensor:

@@ -136,7 +136,7 @@ class Searcher:
 
         queries: float [Lq, D] each, finite. exact: score every passage. nprobe: centroids that each query token
         probes, 0 chooses from k. num_candidates: passages that are scored exactly, never fewer than k; 0 chooses from
-        k and from what the first of them score (`_needed`; on CUDA from k alone). threads: at most 1,024, 0 means
+        k and from what they score (`_needed`; on CUDA from k alone). threads: at most 1,024, 0 means
         every core; on a CPU they share out the queries, and what is over works within one. n is k or, where there are
         fewer, the number of passages that have vectors. Scores are the true MaxSim over the compressed vectors in
         either mode.

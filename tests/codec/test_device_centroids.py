@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,7 @@ def test_the_nearest_is_numpys(device: str, by: Any, monkeypatch: pytest.MonkeyP
 
 def test_a_codec_trained_on_a_device_is_as_good() -> None:
     vectors = clustered([60] * 40, 64, topics=300).data
-    make = lambda centroids, by="product": DeviceCentroids(centroids, by=by, device=torch.device("cpu"))  # noqa: E731
+    make = functools.partial(DeviceCentroids, device=torch.device("cpu"))
     errors = []
     for make_nearest in (NearestCentroids, make):
         codec = train_codec(vectors, nbits=2, num_centroids=64, make_nearest=make_nearest)
@@ -89,7 +90,7 @@ def test_a_full_device_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory.\nMore lines")
 
     monkeypatch.setattr(kernels.torch, "from_numpy", full)
-    with pytest.raises(DeviceMemoryError, match=r"index\.device cpu"):
+    with pytest.raises(DeviceMemoryError, match=r"index\.device: cpu"):
         centroids(random_unit(3, 64))
 
 
