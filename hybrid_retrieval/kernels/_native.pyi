@@ -37,6 +37,18 @@ class Codec:
         starts: NDArray[np.int64],
         lengths: NDArray[np.int64],
     ) -> NDArray[np.float32]: ...
+    @property
+    def estimates(self) -> bool: ...
+    def estimate(
+        self,
+        query: NDArray[np.float32],
+        scores: NDArray[np.float32],
+        codes: NDArray[np.uint32],
+        residuals: NDArray[np.uint8],
+        inverse_norms: NDArray[np.float32],
+        starts: NDArray[np.int64],
+        lengths: NDArray[np.int64],
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]: ...
     def candidates(
         self,
         table: NDArray[np.uint8],

@@ -118,10 +118,40 @@ class NativeCodec:
         )
         return result
 
+    @property
+    def estimates(self) -> bool:
+        """Whether these kernels have `estimated_scores` for residuals of this size, and they are the cheaper ones."""
+        return bool(self._codec.estimates)
+
+    def estimated_scores(
+        self,
+        query: Float32,
+        scores: CentroidScores,
+        segment: Segment,
+        inverse_norms: Float32,
+        windows: Int64,
+        threads: int,
+    ) -> Float32:
+        """float32 [2, W]: estimates of `exact_scores`, mostly to .005, and what each is wrong by at most, which is
+        sure. A window without tokens has -inf and 0."""
+        starts = segment.token_offsets[windows]
+        lengths = segment.token_offsets[windows + 1] - starts
+        result: Float32 = _shared(
+            lambda part: np.stack(
+                self._codec.estimate(
+                    query, scores.values, segment.codes, segment.residuals, inverse_norms, starts[part], lengths[part]
+                )
+            ),
+            lengths,
+            threads,
+            SCORED_A_THREAD,
+        )
+        return result
+
 
 def _shared(work: Callable[[slice], Any], lengths: Int64, threads: int, worth: int) -> Any:
     """`work` over slices of the windows with about equally many tokens, at least `worth`, one a thread; its arrays,
-    joined."""
+    joined by windows, their last axis."""
     ends = np.cumsum(lengths)
     total = int(ends[-1]) if len(ends) else 0
     parts = max(1, min(threads, total // worth))
@@ -130,4 +160,4 @@ def _shared(work: Callable[[slice], Any], lengths: Int64, threads: int, worth: i
     cuts = np.searchsorted(ends, np.linspace(0, total, parts + 1)[1:-1]).tolist()
     slices = [slice(a, b) for a, b in zip([0, *cuts], [*cuts, len(lengths)], strict=True)]
     with ThreadPoolExecutor(parts) as pool:
-        return np.concatenate(list(pool.map(work, slices)))
+        return np.concatenate(list(pool.map(work, slices)), axis=-1)

@@ -174,53 +174,71 @@ class Searcher:
     def _search(
         self, query: Float32, k: int, exact: bool, nprobe: int, width: Width, threads: int, bound: bool
     ) -> Found:
-        centroid = None if self._native is None else self._native.centroid_scores(query)
-
-        def score(rows: list[Int64]) -> Float32:
-            return self._scored(query, centroid, rows, threads)
-
+        native = self._native
+        centroid = None if native is None else native.centroid_scores(query)
         if exact:
-            rows = self._all_rows
-            scores = score(rows)
-        else:
-            if self._native is not None and centroid is not None:
-                candidates = self._candidates_native(self._native, query, centroid, nprobe, width, threads)
-            else:
-                candidates = self._candidates(query, nprobe)
+            candidates = Approximated(self._all_rows, np.zeros(sum(map(len, self._all_rows)), np.float32))
+            order = np.arange(len(candidates.scores))
+        elif native is not None and centroid is not None:
+            candidates = self._candidates_native(native, query, centroid, nprobe, width, threads)
             order = best_first(candidates.scores, width.most)
-            # In rounds, each of as many as are scored by then: what is scored raises what the others have to reach.
-            done, wanted = 0, min(width.first, len(order))
-            kept, scores = order[:0], np.empty(0, np.float32)
-            while wanted > done:
-                batch = np.sort(order[done:wanted])
-                kept = np.concatenate([kept, batch])
-                scores = np.concatenate([scores, score(candidates.by_segment(batch))])
-                done = wanted
-                wanted = min(2 * done, _needed(order, candidates.scores, kept, scores, k))
-            rising = np.argsort(kept)
-            rows, scores = candidates.by_segment(kept[rising]), scores[rising]
+        else:
+            candidates = self._candidates(query, nprobe)
+            order = best_first(candidates.scores, width.most)
+        estimates = native is not None and native.estimates and k < len(order)
+        # In rounds, each of as many as are scored by then: what is scored raises what the others have to reach. Later
+        # rounds, few of which are hits, are of estimates where these are cheaper.
+        done, wanted = 0, len(order) if exact else min(width.first, len(order))
+        kept, found = order[:0], np.empty((2, 0), np.float32)
+        while wanted > done:
+            batch = np.sort(order[done:wanted])
+            roughly = estimates and (exact or done > 0)
+            kept = np.concatenate([kept, batch])
+            measured = self._measured(query, centroid, candidates.by_segment(batch), threads, roughly)
+            found = np.concatenate([found, measured], axis=1)
+            done = wanted
+            if not exact:
+                wanted = min(2 * done, _needed(order, candidates.scores, kept, found[0], k))
+        rising = np.argsort(kept)
+        kept, (scores, errors) = kept[rising], found[:, rising]
+        # What is estimated and may be among the k best is scored now, the rest cannot be.
+        least = _kth_best(scores - errors, k)
+        hopeful = np.flatnonzero((errors > 0) & (scores + errors >= least))
+        if len(hopeful):
+            rows = candidates.by_segment(kept[hopeful])
+            scores[hopeful], errors[hopeful] = self._measured(query, centroid, rows, threads, False)
+        certain = np.flatnonzero(errors == 0)
+        certain = certain[best_first(scores[certain], k)]
+        rows = candidates.by_segment(kept)
         all_rows = np.concatenate(
             [part + segment.row_base for segment, part in zip(self.snapshot.segments, rows, strict=True)]
         )
-        best = best_first(scores, k)
-        sure = self._recall_bound(query, scores[best], rows) if bound else None
-        return Found(all_rows[best], scores[best], sure)
+        sure = self._recall_bound(query, scores[certain], rows) if bound else None
+        return Found(all_rows[certain], scores[certain], sure)
 
-    def _scored(self, query: Float32, centroid: CentroidScores | None, rows: list[Int64], threads: int) -> Float32:
-        """The MaxSim of each segment's rows, one segment after the other."""
-        scores = []
+    def _measured(
+        self, query: Float32, centroid: CentroidScores | None, rows: list[Int64], threads: int, roughly: bool
+    ) -> Float32:
+        """float32 [2, n]: the MaxSim of each segment's rows, one segment after the other, and what each is wrong by at
+        most: nothing, or, roughly, as estimates are."""
+        found = [np.empty((2, 0), np.float32)]
         for segment, packed, norms, local in zip(
             self.snapshot.segments, self._packed, self._inverse_norms, rows, strict=True
         ):
             if not len(local):
                 continue
             windows, first = segment.windows_of(local)
-            if self._native is not None and centroid is not None:
-                found = self._native.exact_scores(query, centroid, segment, norms, windows, threads)
+            if self._native is None or centroid is None:
+                scores = exact_scores(query, packed, segment.token_offsets, windows, threads=threads)
+            elif roughly:
+                estimated = self._native.estimated_scores(query, centroid, segment, norms, windows, threads)
+                found.append(np.maximum.reduceat(estimated, first, axis=1))
+                continue
             else:
-                found = exact_scores(query, packed, segment.token_offsets, windows, threads=threads)
-            scores.append(np.maximum.reduceat(found, first))
-        return np.concatenate(scores) if scores else np.empty(0, np.float32)
+                scores = self._native.exact_scores(query, centroid, segment, norms, windows, threads)
+            scores = np.maximum.reduceat(scores, first)
+            found.append(np.stack([scores, np.zeros_like(scores)]))
+        return np.concatenate(found, axis=1)
 
     def _search_device(
         self, device: DeviceSearcher, queries: list[Float32], k: int, exact: bool, nprobe: int, width: int, bound: bool
@@ -350,13 +368,18 @@ def _needed(order: Int64, approximate: Float32, scored: Int64, scores: Float32, 
     """How many of the candidates `order`, positions in `approximate` best first, may be among the k best, scored ones
     included.
 
-    scored: positions of those that have exact scores, and these. From an approximate score to the exact one it is
-    further for some passages than for others, and how much further differs by query and by collection. So it is
-    measured on those that are scored: the others may rise by their mean and some standard deviations (`MARGIN`).
+    scored: positions of those that have scores, exact or estimated, and these. From an approximate score to the exact
+    one it is further for some passages than for others, and how much further differs by query and by collection. So it
+    is measured on those that are scored: the others may rise by their mean and some standard deviations (`MARGIN`).
     """
     rises = (scores - approximate[scored])[np.isfinite(approximate[scored])].astype(np.float64)
     if not len(rises):
         return 0
     most = rises.mean() + (MARGIN + MARGIN_OVER_K / max(k, 5)) * rises.std()
-    last = np.partition(scores, len(scores) - k)[len(scores) - k]
-    return int(np.count_nonzero(approximate[order] + most >= last))
+    return int(np.count_nonzero(approximate[order] + most >= _kth_best(scores, k)))
+
+
+def _kth_best(scores: Float32, k: int) -> float:
+    """The k-th of the scores, best first, or the last, where there are fewer."""
+    place = max(0, len(scores) - k)
+    return float(np.partition(scores, place)[place]) if len(scores) else -np.inf

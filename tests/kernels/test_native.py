@@ -42,6 +42,39 @@ def test_maxsim_from_packed_residuals_is_the_reference_s(
 
 
 @every_variant
+@settings(max_examples=60, deadline=None)
+@given(
+    seed=st.integers(0, 2**31),
+    lengths=st.lists(st.integers(0, 40) | st.sampled_from([127, 128, 129, 300]), min_size=0, max_size=12),
+    query_tokens=st.integers(1, 70),
+    dimensions=st.sampled_from([64, 72, 96, 128, 256, 1024]),
+    nbits=st.sampled_from([1, 2, 4]),
+    size=st.sampled_from([1e-35, 1e-3, 1.0, 1e6]),
+)
+def test_estimates_are_as_wrong_as_they_say_at_most(
+    variant: str, seed: int, lengths: list[int], query_tokens: int, dimensions: int, nbits: int, size: float
+) -> None:
+    tokens = Tokens(seed, lengths, dimensions=dimensions, nbits=nbits, centroids=9)
+    codec = tokens.codec(variant)
+    query = unit(np.random.default_rng(seed).standard_normal((query_tokens, dimensions))) * np.float32(size)
+    scores, _, _ = codec.centroid_scores(query)
+    arrays = (query, scores, tokens.codes, tokens.residuals, tokens.no_norms(), tokens.starts, tokens.lengths)
+    if not codec.estimates:
+        assert variant != "avx512vnni"
+        with pytest.raises(ValueError, match="no estimates"):
+            codec.estimate(*arrays)
+        return
+    found, errors = codec.estimate(*arrays)
+    exact, expected = codec.maxsim(*arrays), tokens.reference(query)
+    empty = tokens.lengths == 0
+    assert np.all(found[empty] == -np.inf) and np.all(errors[empty] == 0)
+    for truth in (exact[~empty], expected[~empty]):
+        assert np.all(np.abs(found[~empty] - truth) <= errors[~empty])
+    # Bounds are worth having: far below what scores differ by. (Tiny vectors count as zeros.)
+    assert size < 1e-30 or np.all(errors[~empty] <= 0.03 * size * query_tokens)
+
+
+@every_variant
 @pytest.mark.parametrize("size", [0.0, 1e-42, 1e-20, 1e15])
 def test_numbers_of_any_size_give_finite_scores(variant: str, size: float) -> None:
     tokens = Tokens(5, [20, 3], dimensions=64, nbits=2, centroids=7)

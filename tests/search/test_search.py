@@ -319,24 +319,43 @@ def test_what_may_yet_be_a_hit_is_told_by_what_the_first_rose_by() -> None:
 @either_size
 def test_more_is_scored_where_approximate_scores_say_less(searcher: Searcher, monkeypatch: pytest.MonkeyPatch) -> None:
     query, counts = query_for(5), []
+    seen: set[int] = set()
     totals: list[int] = []  # after each round
-    score = searcher._scored
+    measure = searcher._measured
 
-    def counted(query: np.ndarray, centroid: Any, rows: list[np.ndarray], threads: int) -> np.ndarray:
-        counts[-1] += sum(map(len, rows))
-        totals.append(counts[-1])
-        return score(query, centroid, rows, threads)
+    def counted(query: np.ndarray, centroid: Any, rows: list[np.ndarray], threads: int, roughly: bool) -> np.ndarray:
+        seen.update(np.concatenate(rows).tolist())
+        totals.append(len(seen))
+        return measure(query, centroid, rows, threads, roughly)
 
-    monkeypatch.setattr(searcher, "_scored", counted)
+    def count(**options: int) -> None:
+        seen.clear()
+        totals.clear()
+        searcher.search(query, k=3, **options)
+        counts.append(len(seen))
+
+    monkeypatch.setattr(searcher, "_measured", counted)
     monkeypatch.setattr("hybrid_retrieval.search.searcher.MOST", 256)
     for margin in (-1e6, 0.0, 1e6):
         monkeypatch.setattr("hybrid_retrieval.search.searcher.MARGIN", margin)
-        counts.append(0)
-        totals.clear()
-        searcher.search(query, k=3)
+        count()
     width = Width.chosen(3, 0)
     assert counts[0] == width.first <= counts[1] <= counts[2] == width.most < len(PASSAGES)
     assert all(later <= 2 * earlier for earlier, later in itertools.pairwise(totals))
-    counts.append(0)
-    searcher.search(query, k=3, num_candidates=50)
+    count(num_candidates=50)
     assert counts[-1] == 50
+
+
+@either_size
+@pytest.mark.parametrize("nbits", [1, 2, 4])
+def test_estimates_change_no_hit_and_no_score(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, nbits: int) -> None:
+    twins = Ragged.from_rows([*PASSAGES, *(PASSAGES[row] for row in (0, 1, 7, 7, 300))])  # ties
+    searcher = make(tmp_path / "index", twins, nbits=nbits)
+    queries = [query_for(row, row, length=1 + row % 40) for row in (0, 1, 7, 33, 300)]
+    asked = [{"k": k, "exact": exact} for k in (1, 4, 40, 600, 605) for exact in (False, True)]
+    found = [searcher.search(query, **options) for query in queries for options in asked]
+    monkeypatch.setattr("hybrid_retrieval.search.native.NativeCodec.estimates", False)
+    plain = [searcher.search(query, **options) for query in queries for options in asked]
+    for one, other in zip(found, plain, strict=True):
+        np.testing.assert_array_equal(one.rows, other.rows)
+        np.testing.assert_array_equal(one.scores, other.scores)

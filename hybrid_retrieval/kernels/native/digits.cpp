@@ -4,6 +4,7 @@
 #include <cmath>
 
 #include "amx.h"
+#include "spread.h"
 #include "windows.h"
 
 namespace hr {
@@ -33,14 +34,6 @@ inline float step_of(const float* values, int64_t n, int digits) {
     float top = 0;
     for (int64_t i = 0; i < n; ++i) top = std::max(top, std::fabs(values[i]));
     return top > 1e-30f ? top / static_cast<float>(largest(digits)) : 1.0f;
-}
-
-// The nearest whole number, by its bits: adding 1.5 * 2^23 leaves no room for a fraction. values: at most 2^22.
-inline int32_t whole(float value, float inverse) {
-    const float shifted = value * inverse + 12582912.0f;
-    int32_t bits;
-    std::memcpy(&bits, &shifted, sizeof bits);
-    return bits - 0x4B400000;
 }
 
 // Where input i of a query token stands among the digits of up to 32 tokens: [steps of 64 inputs][digits][2 tiles of 16
@@ -236,29 +229,11 @@ void nearest(const int8_t* packed, const float* steps, const float* offsets, int
 
 // ---- Residuals
 
-// How residuals of one index are spread over steps of 64 inputs. A step takes the same bits of bytes that stand side by
-// side: of 64 of them, or of 32 or 16 where a residual has no more, and then other bits of them beside.
-struct Spread {
-    int64_t width, per_byte, chunk, chunks, copies, steps;
-    int nbits;
-    Spread(int64_t width, int64_t per_byte)
-        : width(width), per_byte(per_byte), chunk(width > 32 ? 64 : width > 16 ? 32 : 16),
-          chunks((width + chunk - 1) / chunk), copies(std::min<int64_t>(64 / chunk, per_byte)),
-          steps(chunks * per_byte / copies), nbits(static_cast<int>(8 / per_byte)) {}
-    // The dimension behind an input, counted over all steps; -1 where there is none.
-    int64_t dimension(int64_t input) const {
-        const int64_t step = input / kTileInputs, i = input % kTileInputs;
-        const int64_t copy = i / chunk, each = per_byte / copies, byte = step / each * chunk + i % chunk;
-        if (copy >= copies || byte >= width) return -1;
-        return (byte + 1) * per_byte - 1 - (step % each * copies + copy);  // a byte's lowest bits are its last dimension
-    }
-};
-
 // Query tokens and the residuals' weights in two digits.
 class DigitSums {
   public:
     DigitSums(const ResidualQuery& query, int64_t first, const PackedTokens& index)
-        : spread_(index.width, index.per_byte), query_(spread_.steps * 4 * kColumnTile),
+        : spread_(index.width, index.per_byte), spreader_(spread_), query_(spread_.steps * 4 * kColumnTile),
           unpacked_(spread_.steps * 2 * kTileBytes) {
         const int64_t d = index.dimensions, count = 1 << spread_.nbits;
         const float weight_step = step_of(query.weights, count, 2), weight_inverse = 1.0f / weight_step;
@@ -286,11 +261,6 @@ class DigitSums {
                 split<2>(whole(query.query[(first + q) * d + dimension], inverse[q]),
                          query_.data() + query_place(i, q, 2), 2 * kColumnTile);
         }
-        for (int64_t s = 0; s < spread_.per_byte / spread_.copies; ++s)
-            for (int lane = 0; lane < 32; ++lane) {
-                const int64_t copy = std::min(2 * lane / spread_.chunk, spread_.copies - 1);
-                shifts_[s][lane] = static_cast<uint16_t>((s * spread_.copies + copy) * spread_.nbits);
-            }
     }
 
     void fill(const PackedTokens& index, const int64_t* tokens, int count, int32_t (*sums)[kRow]) {
@@ -309,33 +279,19 @@ class DigitSums {
 
   private:
     void unpack_row(const uint8_t* packed, int row) {
-        const __m512i mask = _mm512_set1_epi8(static_cast<char>((1 << spread_.nbits) - 1));
         const __m512i high = _mm512_load_si512(high_), low = _mm512_load_si512(low_);
-        int8_t* to = unpacked_.data() + row * kTileInputs;
-        const int64_t each = spread_.per_byte / spread_.copies;
-        for (int64_t chunk = 0; chunk < spread_.chunks; ++chunk) {
-            const int64_t left = std::min(spread_.chunk, spread_.width - chunk * spread_.chunk);
-            const uint8_t* from = packed + chunk * spread_.chunk;
-            __m512i bytes;
-            if (spread_.chunk == 64)
-                bytes = _mm512_maskz_loadu_epi8(~uint64_t{0} >> (64 - left), from);
-            else if (spread_.chunk == 32)
-                bytes = _mm512_broadcast_i64x4(_mm256_maskz_loadu_epi8(~uint32_t{0} >> (32 - left), from));
-            else
-                bytes = _mm512_broadcast_i32x4(_mm_maskz_loadu_epi8(static_cast<__mmask16>(0xFFFF >> (16 - left)), from));
-            for (int64_t s = 0; s < each; ++s, to += 2 * kTileBytes) {
-                const __m512i shifts = _mm512_load_si512(shifts_[s]);
-                const __m512i values = _mm512_and_si512(_mm512_srlv_epi16(bytes, shifts), mask);
-                _mm512_store_si512(to, _mm512_shuffle_epi8(high, values));
-                _mm512_store_si512(to + kTileBytes, _mm512_shuffle_epi8(low, values));
-            }
-        }
+        int8_t* const first = unpacked_.data() + row * kTileInputs;
+        spreader_.unpack(packed, [&](int64_t step, __m512i values) {
+            int8_t* to = first + step * 2 * kTileBytes;
+            _mm512_store_si512(to, _mm512_shuffle_epi8(high, values));
+            _mm512_store_si512(to + kTileBytes, _mm512_shuffle_epi8(low, values));
+        });
     }
 
     const Spread spread_;
+    const Spreader spreader_;
     Aligned<int8_t> query_, unpacked_;
     alignas(64) int8_t high_[64] = {}, low_[64] = {};
-    alignas(64) uint16_t shifts_[8][32];
     alignas(64) int32_t upper_[kTileRows][kRow], lower_[kTileRows][kRow];
     float scale_[kRow] = {}, bias_[kRow] = {};
 };

@@ -44,7 +44,8 @@ struct Variant {
     const hr::Kernels& layers;
     const hr::MaxSimKernels& products;
     const hr::TableKernels& lookups;
-    const hr::DigitKernels* digits;  // null where there are no tiles
+    const hr::DigitKernels* digits;       // null where there are no tiles
+    const hr::EstimateKernels* estimates;  // null where exact scores are as cheap, or products of bytes are not
 };
 
 bool always() { return true; }
@@ -83,17 +84,19 @@ const Variant kVariants[] = {
 #if defined(HR_X86)
 #if defined(HR_AMX)
     {"amx", has_amx, hr::amx::table, hr::avx512vnni::maxsim_table, hr::avx512vnni::lookup_table,
-     &hr::amx::digit_table},
+     &hr::amx::digit_table, nullptr},
 #endif
     {"avx512vnni", has_avx512vnni, hr::avx512vnni::table, hr::avx512vnni::maxsim_table, hr::avx512vnni::lookup_table,
+     nullptr, &hr::avx512vnni::estimate_table},
+    {"avx2", has_avx2, hr::avx2::table, hr::avx2::maxsim_table, hr::avx2::lookup_table, nullptr,
      nullptr},
-    {"avx2", has_avx2, hr::avx2::table, hr::avx2::maxsim_table, hr::avx2::lookup_table, nullptr},
 #endif
 #if defined(HR_ARM64)
     {"neon", always, hr::neon::table, hr::neon::maxsim_table, hr::neon::lookup_table,
-     nullptr},  // part of the architecture
+     nullptr, nullptr},  // part of the architecture
 #endif
-    {"portable", always, hr::portable::table, hr::portable::maxsim_table, hr::portable::lookup_table, nullptr},
+    {"portable", always, hr::portable::table, hr::portable::maxsim_table, hr::portable::lookup_table, nullptr,
+     nullptr},
 };
 
 std::vector<std::string> variants() {
@@ -351,31 +354,36 @@ class Codec {
     nb::object maxsim(Matrix query, Matrix scores, Array<uint32_t, nb::ndim<1>> codes,
                       Array<uint8_t, nb::ndim<2>> residuals, Remembered inverse_norms, Offsets starts,
                       Offsets lengths) const {
-        const size_t tokens = query.shape(0);
-        require(query.shape(1) == d_ && tokens > 0, "query must be float32 [Lq, D]");
-        require(scores.shape(0) == k_ && scores.shape(1) == round_up(tokens, 32),
-                "scores must come from centroid_scores");
-        require(residuals.shape(0) == codes.shape(0) && residuals.shape(1) * per_byte_ == d_,
-                "residuals must be uint8 [T, D * nbits / 8]");
-        require(inverse_norms.shape(0) == codes.shape(0), "inverse_norms must be float32 [T]");
-        check_spans(starts, lengths, codes.shape(0));
-        const hr::PackedTokens index{codes.data(), residuals.data(), table_levels_.data(),
-                                     static_cast<int64_t>(residuals.shape(1)), static_cast<int64_t>(per_byte_),
-                                     static_cast<int64_t>(d_), static_cast<uint32_t>(k_), levels_.data(),
-                                     squares_.data(), scales_.data(), weight_scale_ * weight_scale_,
-                                     inverse_norms.data()};
+        const hr::PackedTokens index = packed(query, scores, codes, residuals, inverse_norms, starts, lengths);
         std::vector<float> out(starts.shape(0));
         bool known;
         {
             nb::gil_scoped_release released;
-            // Below 8 bytes a residual, sums of 16-bit values are too coarse.
-            const bool by_sums = per_byte_ > 1 && residuals.shape(1) >= 8;
-            known = !by_sums           ? by_products(query, scores, index, starts, lengths, out)
+            known = !by_sums()         ? by_products(query, scores, index, starts, lengths, out)
                     : variant_.digits ? by_digits(query, scores, index, starts, lengths, out)
                                       : by_tables(query, scores, index, starts, lengths, out);
         }
         require(known, "a token's code is not below the number of centroids");
         return owned(std::move(out), {starts.shape(0)});
+    }
+
+    bool estimates() const { return by_sums() && variant_.estimates != nullptr; }
+
+    // (float32 [W], float32 [W]): estimates of what maxsim gives, and what each is wrong by at most
+    nb::object estimate(Matrix query, Matrix scores, Array<uint32_t, nb::ndim<1>> codes,
+                        Array<uint8_t, nb::ndim<2>> residuals, Remembered inverse_norms, Offsets starts,
+                        Offsets lengths) const {
+        require(estimates(), "this variant has no estimates for such residuals");
+        const hr::PackedTokens index = packed(query, scores, codes, residuals, inverse_norms, starts, lengths);
+        std::vector<float> out(starts.shape(0)), errors(starts.shape(0));
+        bool known;
+        {
+            nb::gil_scoped_release released;
+            known = variant_.estimates->maxsim(asked(query, scores), index, starts.data(), lengths.data(),
+                                               static_cast<int64_t>(out.size()), out.data(), errors.data());
+        }
+        require(known, "a token's code is not below the number of centroids");
+        return nb::make_tuple(owned(std::move(out), {starts.shape(0)}), owned(std::move(errors), {starts.shape(0)}));
     }
 
     // int32 [W]: sums over query tokens of the best of table uint8 [K, multiple of 32] among a window's codes
@@ -424,6 +432,30 @@ class Codec {
 
     static size_t round_up(size_t tokens, size_t to) { return (tokens + to - 1) / to * to; }
 
+    // Below 8 bytes a residual, sums of 16-bit values are too coarse.
+    bool by_sums() const { return per_byte_ > 1 && d_ / per_byte_ >= 8; }
+
+    // Packed tokens, once everything that a kernel is given with them fits.
+    hr::PackedTokens packed(const Matrix& query, const Matrix& scores, const Array<uint32_t, nb::ndim<1>>& codes,
+                            const Array<uint8_t, nb::ndim<2>>& residuals, const Remembered& inverse_norms,
+                            const Offsets& starts, const Offsets& lengths) const {
+        require(query.shape(1) == d_ && query.shape(0) > 0, "query must be float32 [Lq, D]");
+        require(scores.shape(0) == k_ && scores.shape(1) == round_up(query.shape(0), 32),
+                "scores must come from centroid_scores");
+        require(residuals.shape(0) == codes.shape(0) && residuals.shape(1) * per_byte_ == d_,
+                "residuals must be uint8 [T, D * nbits / 8]");
+        require(inverse_norms.shape(0) == codes.shape(0), "inverse_norms must be float32 [T]");
+        check_spans(starts, lengths, codes.shape(0));
+        return {codes.data(), residuals.data(), table_levels_.data(), static_cast<int64_t>(residuals.shape(1)),
+                static_cast<int64_t>(per_byte_), static_cast<int64_t>(d_), static_cast<uint32_t>(k_), levels_.data(),
+                squares_.data(), scales_.data(), weight_scale_ * weight_scale_, inverse_norms.data()};
+    }
+
+    hr::ResidualQuery asked(const Matrix& query, const Matrix& scores) const {
+        return {query.data(), weights_.data(), buckets_.data(), scores.data(), static_cast<int64_t>(scores.shape(1)),
+                static_cast<int64_t>(query.shape(0))};
+    }
+
     void products(const Matrix& query, size_t stride, float* out, float* range) const {
         std::vector<float> columns(d_ * stride);
         for (size_t q = 0; q < query.shape(0); ++q)
@@ -448,9 +480,7 @@ class Codec {
 
     bool by_digits(const Matrix& query, const Matrix& scores, const hr::PackedTokens& index, const Offsets& starts,
                    const Offsets& lengths, std::vector<float>& out) const {
-        const hr::ResidualQuery asked{query.data(), weights_.data(), buckets_.data(), scores.data(),
-                                      static_cast<int64_t>(scores.shape(1)), static_cast<int64_t>(query.shape(0))};
-        return variant_.digits->maxsim(asked, index, starts.data(), lengths.data(), static_cast<int64_t>(out.size()),
+        return variant_.digits->maxsim(asked(query, scores), index, starts.data(), lengths.data(), static_cast<int64_t>(out.size()),
                                        out.data());
     }
 
@@ -554,6 +584,9 @@ NB_MODULE(_native, m) {
         .def("levels", &Codec::levels, "scores"_a, "tokens"_a, "least"_a, "most"_a)
         .def("maxsim", &Codec::maxsim, "query"_a, "scores"_a, "codes"_a, "residuals"_a,
              "inverse_norms"_a, "starts"_a, "lengths"_a)
+        .def_prop_ro("estimates", &Codec::estimates)
+        .def("estimate", &Codec::estimate, "query"_a, "scores"_a, "codes"_a, "residuals"_a, "inverse_norms"_a,
+             "starts"_a, "lengths"_a)
         .def("candidates", &Codec::candidates, "table"_a, "tokens"_a, "nprobe"_a, "lists"_a, "list_offsets"_a,
              "windows"_a, "most"_a, "allowed"_a = nb::none())
         .def("approximate", &Codec::approximate, "table"_a, "codes"_a, "starts"_a, "lengths"_a);

@@ -89,6 +89,13 @@ struct ResidualQuery {
     int64_t stride, tokens;
 };
 
+// Estimates by products of bytes, where the variant has such.
+struct EstimateKernels {
+    // scores [W], errors [W]: what each is wrong by at most; -inf and 0 for a window without tokens; false as above
+    bool (*maxsim)(const ResidualQuery& query, const PackedTokens& index, const int64_t* starts, const int64_t* lengths,
+                   int64_t windows, float* scores, float* errors);
+};
+
 // Products in digits, on the variant that has tiles.
 struct DigitKernels {
     int64_t (*packed_bytes)(int64_t k, int64_t d, int digits);
@@ -134,6 +141,7 @@ namespace avx512vnni {
 extern const Kernels table;
 extern const MaxSimKernels maxsim_table;
 extern const TableKernels lookup_table;
+extern const EstimateKernels estimate_table;
 }
 #if defined(HR_AMX)
 namespace amx {

@@ -29,13 +29,20 @@ struct Group {
     int64_t stride, tokens;        // tokens: of the group
 };
 
-// One group against all windows; adds the sums of its maxima to scores. `Sums` has
+// What a window's score is wrong by at most: `each` times the largest inverse norm of its tokens.
+struct Errors {
+    float each;
+    float* windows;  // null where nobody asks
+};
+
+// One group against all windows; adds the sums of its maxima to scores, and what they are wrong by to errors. `Sums` has
 //     void fill(const PackedTokens&, const int64_t* tokens, int count, int32_t (*sums)[kRow])
 template <typename Sums>
 class Pass {
   public:
-    Pass(Sums& sums, const Group& group, const PackedTokens& index, float* scores)
-        : sums_(sums), group_(group), index_(index), scores_(scores), scratch_(kUnpacked * index.dimensions) {
+    Pass(Sums& sums, const Group& group, const PackedTokens& index, float* scores, Errors errors = {0, nullptr})
+        : sums_(sums), group_(group), index_(index), scores_(scores), errors_(errors),
+          scratch_(kUnpacked * index.dimensions) {
         reset();
     }
 
@@ -65,19 +72,28 @@ class Pass {
         const float* centroids[kBatch];
         for (int i = 0; i < count; ++i)
             centroids[i] = group_.centroid_scores + index_.codes[tokens_[i]] * group_.stride;
+        if (group_.tokens > kRow / 2)
+            raise<kRow>(count, factors, centroids);
+        else
+            raise<kRow / 2>(count, factors, centroids);
+        count_ = 0;
+    }
+
+    // The maxima of the first `columns` query tokens, by the sums of `count` tokens.
+    template <int columns>
+    void raise(int count, const float* factors, const float* const* centroids) {
         for (int i = 0; i < count;) {
             if (owners_[i] != window_) finish();
             window_ = owners_[i];
-            Vec best[kRow / kLanes];
-            for (int v = 0; v < kRow / kLanes; ++v) best[v] = load(best_ + v * kLanes);
+            Vec best[columns / kLanes];
+            for (int v = 0; v < columns / kLanes; ++v) best[v] = load(best_ + v * kLanes);
             for (; i < count && owners_[i] == window_; ++i) {
                 const float factor = factors[i];
+                largest_ = std::max(largest_, factor);
                 const float* centroid = centroids[i];
-                if (i + kAhead < count) {
-                    __builtin_prefetch(centroids[i + kAhead]);
-                    __builtin_prefetch(centroids[i + kAhead] + kRow / 2);
-                }
-                for (int v = 0; v < kRow / kLanes; ++v) {
+                if (i + kAhead < count)
+                    for (int q = 0; q < columns; q += 16) __builtin_prefetch(centroids[i + kAhead] + q);
+                for (int v = 0; v < columns / kLanes; ++v) {
                     const int q = v * kLanes;
                     const Whole sums = *reinterpret_cast<const Whole*>(values_[i] + q);
                     const Vec s = ((load(centroid + q) + load(group_.bias + q)) +
@@ -85,9 +101,8 @@ class Pass {
                     best[v] = s > best[v] ? s : best[v];
                 }
             }
-            for (int v = 0; v < kRow / kLanes; ++v) store(best_ + v * kLanes, best[v]);
+            for (int v = 0; v < columns / kLanes; ++v) store(best_ + v * kLanes, best[v]);
         }
-        count_ = 0;
     }
 
     // The window in hand is complete.
@@ -96,21 +111,26 @@ class Pass {
             float sum = 0;
             for (int64_t q = 0; q < group_.tokens; ++q) sum += best_[q];
             scores_[window_] += sum;
+            if (errors_.windows) errors_.windows[window_] += errors_.each * largest_;
         }
         reset();
     }
 
-    void reset() { std::fill(best_, best_ + kRow, -std::numeric_limits<float>::infinity()); }
+    void reset() {
+        std::fill(best_, best_ + kRow, -std::numeric_limits<float>::infinity());
+        largest_ = 0;
+    }
 
     Sums& sums_;
     const Group group_;
     const PackedTokens& index_;
     float* scores_;
+    const Errors errors_;
     Aligned<int16_t> scratch_;
     int count_ = 0;
     int64_t tokens_[kBatch], owners_[kBatch], window_ = -1;
     alignas(64) int32_t values_[kBatch][kRow];
-    float best_[kRow];
+    float best_[kRow], largest_;
 };
 
 }  // namespace
