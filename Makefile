@@ -39,7 +39,8 @@ sanitize-address:
 NATIVE := hybrid_retrieval/kernels/native
 TSAN := $(CXX) -std=c++17 -O1 -g -fsanitize=thread -fopenmp-simd -Wno-psabi
 X86 := $(filter x86_64 amd64,$(shell uname -m))
-TILES := -mavx2 -mfma -mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512vnni -mamx-tile -mamx-int8
+VNNI := -mavx2 -mfma -mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512vnni
+TILES := $(VNNI) -mamx-tile -mamx-int8
 # Whether compiler, assembler and system know tiles.
 KNOWS_TILES = $(if $(X86),$(shell test "$$(uname)" = Linux && \
   printf '\043include <immintrin.h>\nint main() { _tile_dpbssd(0, 1, 2); }\n' | \
@@ -49,9 +50,10 @@ sanitize-thread:
 	@mkdir -p build/thread
 	$(TSAN) -DHR_VARIANT=portable -c $(NATIVE)/lookup.cpp -o build/thread/portable.o
 	$(if $(X86),$(TSAN) -DHR_VARIANT=avx2 -mavx2 -mfma -c $(NATIVE)/lookup.cpp -o build/thread/avx2.o)
+	$(if $(X86),$(TSAN) -DHR_VARIANT=avx512vnni $(VNNI) -c $(NATIVE)/estimates.cpp -o build/thread/avx512vnni.o)
 	$(if $(AMX),$(TSAN) -DHR_VARIANT=amx $(TILES) -c $(NATIVE)/digits.cpp -o build/thread/amx.o)
 	$(TSAN) $(if $(X86),-DHR_X86) $(if $(AMX),-DHR_AMX) tests/kernels/threads.cpp $(NATIVE)/tables.cpp \
-	  build/thread/portable.o $(if $(X86),build/thread/avx2.o) $(if $(AMX),build/thread/amx.o) -pthread -o build/thread/threads
+	  build/thread/portable.o $(if $(X86),build/thread/avx2.o build/thread/avx512vnni.o) $(if $(AMX),build/thread/amx.o) -pthread -o build/thread/threads
 	TSAN_OPTIONS=halt_on_error=1 setarch -R build/thread/threads
 
 # The NEON kernels, compiled for aarch64, against what the NumPy reference records and against the portable kernels. Needs,

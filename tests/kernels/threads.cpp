@@ -75,6 +75,23 @@ Scorer by(const hr::TableKernels& lookup) {
     };
 }
 
+#if defined(HR_X86)
+// Estimates, and what they are wrong by.
+Scorer by(const hr::EstimateKernels& estimates) {
+    return [&estimates](Collection& tokens, const std::vector<float>& query, const std::vector<float>& centroid_scores,
+                        int64_t first, int64_t count, float* out) {
+        const hr::ResidualQuery asked{query.data(), tokens.weights.data(), tokens.buckets.data(), centroid_scores.data(),
+                                      kStride, kQueryTokens};
+        std::vector<float> errors(count);
+        if (!estimates.maxsim(asked, tokens.view(), tokens.starts.data() + first, tokens.lengths.data() + first, count, out,
+                              errors.data()))
+            return false;
+        for (int64_t w = 0; w < count; ++w) out[w] += 1e3f * errors[w];
+        return true;
+    };
+}
+#endif
+
 #if defined(HR_AMX)
 Scorer by(const hr::DigitKernels& digits) {
     return [&digits](Collection& tokens, const std::vector<float>& query, const std::vector<float>& centroid_scores,
@@ -135,6 +152,8 @@ int main() {
         good = check(by(hr::portable::lookup_table), "portable", nbits) && good;
 #if defined(HR_X86)
         if (__builtin_cpu_supports("avx2")) good = check(by(hr::avx2::lookup_table), "avx2", nbits) && good;
+        if (__builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq"))
+            good = check(by(hr::avx512vnni::estimate_table), "avx512vnni", nbits) && good;
 #endif
 #if defined(HR_AMX)
         if (has_tiles()) good = check(by(hr::amx::digit_table), "amx", nbits) && good;
