@@ -84,17 +84,18 @@ def all_devices(torch: Any, placed: Any) -> list[Any]:
 
 class Copies:
     """A torch module on each of the devices that work with it, lent to one thread at a time: two forward passes at once
-    on one device only take each other's memory. count: of devices."""
+    on one device only take each other's memory. count: of devices. all: the copies and their devices."""
 
     def __init__(self, module: Any, places: Sequence[Any]) -> None:
         """The module itself moves to the first device; one that stands there twice holds two copies."""
         self.count = len(places)
+        # Copied before the module itself moves away from the host's memory.
+        self.all = [(copy.deepcopy(module).to(place), place) for place in places[:0:-1]]
+        self.all.append((module.to(places[0]), places[0]))
         # The last to be given back is the next to be used: a lone batch finds a device that has run before.
         self._free: queue.LifoQueue[tuple[Any, Any]] = queue.LifoQueue()
-        # Copied before the module itself moves away from the host's memory.
-        for place in places[:0:-1]:
-            self._free.put((copy.deepcopy(module).to(place), place))
-        self._free.put((module.to(places[0]), places[0]))
+        for lent in self.all:
+            self._free.put(lent)
 
     @contextmanager
     def taken(self) -> Iterator[tuple[Any, Any]]:

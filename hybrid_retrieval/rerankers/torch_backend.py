@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,13 +26,16 @@ from hybrid_retrieval.rerankers.backend import RerankerBackend
 from hybrid_retrieval.rerankers.loading import FLAG_MAX_TOKENS, limits
 from hybrid_retrieval.rerankers.pairs import convention_of
 
+if TYPE_CHECKING:
+    from hybrid_retrieval.rerankers.recorded import Recordings
+
 FLOAT8 = "float8"
 
 
 class TorchRerankerBackend(RerankerBackend):
     """model: a transformers ...ForSequenceClassification with one output. XLM-R and BERT run without padding where
     torch can, all others as transformers runs them; `padded` asks for that. On CUDA every device that this process may
-    see holds the model, and works on a batch of its own."""
+    see holds the model, and works on a batch of its own; small batches are replayed there (`recorded`)."""
 
     def __init__(
         self,
@@ -49,6 +52,7 @@ class TorchRerankerBackend(RerankerBackend):
         self._torch = torch = require("torch", "the torch backend")
         from hybrid_retrieval.rerankers import unpadded
 
+        config = model.config
         placed, chosen = placement(torch, device, "bfloat16" if dtype == FLOAT8 else dtype)
         if threads and placed.type == "cpu":
             torch.set_num_threads(threads)
@@ -69,6 +73,13 @@ class TorchRerankerBackend(RerankerBackend):
             self.model.to_float8()
         self._copies = Copies(self.model, places)
         self.devices = self._copies.count
+        self._recordings: dict[int, Recordings] = {}
+        if not self.padded and placed.type == "cuda":
+            from hybrid_retrieval.rerankers.recorded import Recordings
+
+            types = getattr(config, "type_vocab_size", 1) > 1
+            for copied, place in self._copies.all:
+                self._recordings[id(copied)] = Recordings(copied, place, types=types)
 
     def forward(
         self, ids: NDArray[np.int64], mask: NDArray[np.int64], types: NDArray[np.int64] | None
@@ -91,16 +102,16 @@ class TorchRerankerBackend(RerankerBackend):
         self, model: Any, device: Any, ids: NDArray[np.int64], mask: NDArray[np.int64], types: NDArray[np.int64] | None
     ) -> Any:
         real = mask != 0
-
-        def placed(array: NDArray[np.int64]) -> Any:
-            return self._torch.from_numpy(array[real]).to(device)
-
-        return model(
-            placed(ids),
-            placed(model.positions(ids, mask)),
-            None if types is None else placed(types),
-            mask.sum(axis=1).tolist(),
-        )
+        lengths = mask.sum(axis=1).tolist()
+        arrays = ids[real], model.positions(ids, mask)[real], None if types is None else types[real]
+        recordings = self._recordings.get(id(model))
+        if recordings is not None:
+            found = recordings.run(*arrays, lengths)
+            if found is not None:
+                return found
+        starts = np.cumsum([0, *lengths])
+        placed = (None if array is None else self._torch.from_numpy(array).to(device) for array in (*arrays, starts))
+        return model(*placed, max(lengths))
 
 
 def torch_parts(

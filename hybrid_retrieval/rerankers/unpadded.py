@@ -72,16 +72,16 @@ class UnpaddedClassifier(nn.Module):
         counted: NDArray[np.int64] = np.where(text, np.cumsum(text, axis=1) + self.pad_id, self.pad_id)
         return counted
 
-    def forward(self, ids: Tensor, positions: Tensor, types: Tensor | None, lengths: list[int]) -> Tensor:
-        """float32 [B] logits. ids, positions, types: int64 [T], the rows' tokens; lengths: tokens of each row."""
+    def forward(self, ids: Tensor, positions: Tensor, types: Tensor | None, starts: Tensor, longest: int) -> Tensor:
+        """float32 [B] logits. ids, positions, types: int64 [T], the rows' tokens; starts: int64 [B + 1], where each row
+        starts, and T; longest: at least the tokens of every row. On CUDA nothing is read back from the device."""
         table = self.embeddings
         x = table.word_embeddings(ids) + table.position_embeddings(positions)
         x = table.LayerNorm(x + table.token_type_embeddings(torch.zeros_like(ids) if types is None else types))
-        starts = torch.tensor([0, *itertools.accumulate(lengths)], device=ids.device)
-        attend = _attention(starts, lengths, only_first=False)
+        attend = _attention(starts, longest, only_first=False)
         for layer in list(self.layers)[:-1]:
             x = layer(x, attend)
-        x = self.layers[-1](x, _attention(starts, lengths, only_first=True), starts[:-1])
+        x = self.layers[-1](x, _attention(starts, longest, only_first=True), starts[:-1])
         pooled = torch.tanh(F.linear(x.float(), self.dense.weight.float(), self.dense.bias.float()))
         return F.linear(pooled, self.out.weight.float(), self.out.bias.float())[:, 0]
 
@@ -171,11 +171,11 @@ def check_float8(devices: Sequence[Any], model: Any) -> None:
             )
 
 
-def _attention(starts: Tensor, lengths: list[int], *, only_first: bool) -> Attend:
+def _attention(starts: Tensor, longest: int, *, only_first: bool) -> Attend:
     """Attention of the rows' tokens, or of their first tokens only: q [T, heads, D], k and v [T, heads, D]."""
     if starts.device.type == "cpu":
-        bounds = list(itertools.pairwise([0, *itertools.accumulate(lengths)]))
-        queries = [(i, i + 1) for i in range(len(lengths))] if only_first else bounds
+        bounds = list(itertools.pairwise(starts.tolist()))
+        queries = [(i, i + 1) for i in range(len(bounds))] if only_first else bounds
 
         def by_row(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             parts = []
@@ -189,7 +189,6 @@ def _attention(starts: Tensor, lengths: list[int], *, only_first: bool) -> Atten
     varlen: Any = _varlen()
     keys = starts.to(torch.int32)
     asking = torch.arange(len(keys), dtype=torch.int32, device=keys.device) if only_first else keys
-    longest = max(lengths)
     return lambda q, k, v: varlen(q, k, v, asking, keys, 1 if only_first else longest, longest)
 
 

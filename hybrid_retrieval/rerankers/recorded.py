@@ -1,0 +1,177 @@
+"""Small batches on CUDA, replayed from recordings (CUDA graphs): to launch a model's kernels one by one takes longer
+than a few hundred tokens take to compute.
+
+A recording is of one shape. Batches that are smaller are filled up with rows that nobody asked about, whose logits are
+dropped: rows do not see each other.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from hybrid_retrieval.rerankers.unpadded import UnpaddedClassifier
+
+logger = logging.getLogger(__name__)
+
+TOKENS = (128, 256, 512, 768, 1024, 1536, 2048)
+"""Of the shapes. With more, bge-reranker-v2-m3's arithmetic takes longer than its launches."""
+TOKENS_A_ROW, LONGEST = 32, 512
+CLOSE = 0.05
+"""What a replayed logit may differ by from a computed one."""
+
+
+class Shape(NamedTuple):
+    """Of a recording: tokens, and the rows that they are in, none longer than `longest`."""
+
+    tokens: int
+    rows: int
+    longest: int
+
+    def filled(self, lengths: Sequence[int]) -> list[int] | None:
+        """The lengths of a batch's rows and of those that fill it up to the shape, each of one token or more; None
+        where it does not fit."""
+        rows, tokens = self.rows - len(lengths), self.tokens - sum(lengths)
+        if rows < 0 or tokens < rows or (rows == 0 and tokens > 0):
+            return None
+        each, over = divmod(tokens, rows) if rows else (0, 0)
+        full = [*lengths, *([each + 1] * over), *([each] * (rows - over))]
+        return full if max(full) <= self.longest else None
+
+
+SHAPES = tuple(Shape(tokens, max(4, tokens // TOKENS_A_ROW), min(tokens, LONGEST)) for tokens in TOKENS)
+
+Inputs = tuple[Tensor, Tensor, Tensor | None, Tensor]
+Record = Callable[[UnpaddedClassifier, Inputs, int], Callable[[], Tensor]]
+"""(model, inputs, longest) -> what computes logits [rows] of whatever stands in the inputs when it is called."""
+
+
+class Recording:
+    """A model's forward pass of one shape."""
+
+    def __init__(self, model: UnpaddedClassifier, device: Any, shape: Shape, types: bool, record: Record) -> None:
+        self.shape, self._model = shape, model
+        self._ids, self._positions = (torch.zeros(shape.tokens, dtype=torch.int64, device=device) for _ in range(2))
+        self._types = torch.zeros_like(self._ids) if types else None
+        self._starts = torch.zeros(shape.rows + 1, dtype=torch.int64, device=device)
+        # Something to record: as many rows as there can be.
+        some = np.ones(shape.tokens, np.int64)
+        self._put(some, some, some if types else None, shape.filled([]) or [])
+        self._inputs = (self._ids, self._positions, self._types, self._starts)
+        self._replay = record(model, self._inputs, shape.longest)
+
+    def check(self) -> None:
+        """Raises `RuntimeError` where a replay does not give what the model does."""
+        found, expected = self._replay().clone(), self._model(*self._inputs, self.shape.longest)
+        worst = float((found - expected).abs().max())
+        if not worst <= CLOSE:
+            raise RuntimeError(f"a replayed logit of {self.shape.tokens} tokens is off by {worst:.3g}")
+
+    def run(
+        self,
+        ids: NDArray[np.int64],
+        positions: NDArray[np.int64],
+        types: NDArray[np.int64] | None,
+        lengths: Sequence[int],
+        full: Sequence[int],
+    ) -> Tensor:
+        """The logits [B] of a batch: ids, positions, types int64 [T]; full: `Shape.filled` of its lengths."""
+        self._put(ids, positions, types, full)
+        return self._replay()[: len(lengths)]
+
+    def _put(
+        self,
+        ids: NDArray[np.int64],
+        positions: NDArray[np.int64],
+        types: NDArray[np.int64] | None,
+        full: Sequence[int],
+    ) -> None:
+        buffers = [(self._ids, ids), (self._positions, positions)]
+        if self._types is not None:
+            buffers.append((self._types, np.zeros_like(ids) if types is None else types))
+        for buffer, values in buffers:  # what stands behind them is of rows that nobody asked about
+            buffer[: len(values)].copy_(torch.from_numpy(values))
+        self._starts[1:].copy_(torch.from_numpy(np.cumsum(full, dtype=np.int64)))
+
+
+class Recordings:
+    """Those of one copy of a model, the smallest first; for one thread at a time."""
+
+    def __init__(
+        self,
+        model: UnpaddedClassifier,
+        device: Any,
+        *,
+        types: bool,
+        record: Record | None = None,
+        shapes: Sequence[Shape] = SHAPES,
+    ) -> None:
+        """types: whether rows have token types. record: other than by a CUDA graph. Where recording fails, that is
+        warned of once, and there are none."""
+        self._recordings: list[Recording] = []
+        record = record or _cuda_graphs(device)
+        try:
+            with torch.inference_mode():
+                # The largest first: the others find its memory ready.
+                for shape in sorted(shapes, reverse=True):
+                    recording = Recording(model, device, shape, types, record)
+                    recording.check()
+                    self._recordings.insert(0, recording)
+        except RuntimeError as error:  # of torch, its out-of-memory error among them
+            self._recordings.clear()
+            logger.warning(
+                "small batches are not replayed on %s, which only costs time (%s)",
+                device,
+                " ".join(str(error).split())[:200],
+            )
+
+    def __len__(self) -> int:
+        return len(self._recordings)
+
+    def run(
+        self,
+        ids: NDArray[np.int64],
+        positions: NDArray[np.int64],
+        types: NDArray[np.int64] | None,
+        lengths: Sequence[int],
+    ) -> Tensor | None:
+        """float32 [B] by the smallest recording that the batch fits, to be read before the next call; or None."""
+        for recording in self._recordings:
+            full = recording.shape.filled(lengths)
+            if full is not None:
+                return recording.run(ids, positions, types, lengths, full)
+        return None
+
+
+def _cuda_graphs(device: Any) -> Record:
+    """Records CUDA graphs that share their memory, as only one of them runs at a time."""
+    pool = torch.cuda.graph_pool_handle()
+
+    def record(model: UnpaddedClassifier, inputs: Inputs, longest: int) -> Callable[[], Tensor]:
+        with torch.cuda.device(device):
+            # What libraries set up when they are first called cannot be recorded; not on the stream of other work.
+            beside = torch.cuda.Stream()
+            beside.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(beside):
+                for _ in range(2):
+                    model(*inputs, longest)
+            torch.cuda.current_stream().wait_stream(beside)
+            graph = torch.cuda.CUDAGraph()
+            # Other threads may use the device meanwhile.
+            with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
+                logits = model(*inputs, longest)
+
+        def replay() -> Tensor:
+            with torch.cuda.device(device):
+                graph.replay()
+            return logits
+
+        return replay
+
+    return record
