@@ -15,6 +15,7 @@ import pytest
 
 from hybrid_retrieval.builder import build_from_vectors, build_index
 from hybrid_retrieval.builder.from_corpus import _Build
+from hybrid_retrieval.codec import train_codec
 from hybrid_retrieval.config import IndexConfig, PipelineConfig
 from hybrid_retrieval.errors import (
     ArrayError,
@@ -54,6 +55,27 @@ def test_one_and_two_threads_give_the_same_bytes(tmp_path: Path) -> None:
         environment = {**os.environ, "OMP_NUM_THREADS": threads, "OPENBLAS_NUM_THREADS": threads}
         subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, check=True)
     assert tree(tmp_path / "1") == tree(tmp_path / "2")
+
+
+def test_the_codec_is_trained_on_so_many_vectors_at_most(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = "hybrid_retrieval.builder.from_corpus"
+    seen: list[tuple[int, int]] = []
+
+    def train(sample: np.ndarray, **options: Any) -> Any:
+        seen.append((len(sample), options["num_tokens"]))
+        assert np.isfinite(sample).all() and np.allclose(np.linalg.norm(sample, axis=1), 1, atol=1e-3)
+        return train_codec(sample, **options)
+
+    monkeypatch.setattr(f"{module}.train_codec", train)
+    build(tmp_path / "all", make_passages(120))
+    monkeypatch.setattr(f"{module}.MOST_SAMPLE_VECTORS", 300)
+    for name in ("a", "b"):
+        build(tmp_path / name, make_passages(120))
+    (every, tokens), (some, told), again = seen
+    assert again == (some, told) and told == tokens, "centroids are counted for the collection"
+    assert 290 <= some <= 300 < every
+    assert tree(tmp_path / "a") == tree(tmp_path / "b")
+    assert verify(tmp_path / "a") == []
 
 
 @pytest.mark.parametrize("count", [1, 2, 16, 17])

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from hybrid_retrieval.builder.from_vectors import MOST_SAMPLE_VECTORS
 from hybrid_retrieval.builder.models import PassageTokenizer, WindowEncoder, check_encoded
 from hybrid_retrieval.builder.placing import nearest_on
 from hybrid_retrieval.builder.pooling import pool_windows
@@ -46,7 +47,7 @@ READ_PASSAGES = 512
 # Passages handed to the encoder at once, counted from the chunk's first: what it batches depends on the chunk
 # alone.
 ENCODE_PASSAGES = 256
-# colbert-ai samples 16 * sqrt(120 * N) passages; this many bound the memory that training takes.
+# colbert-ai samples 16 * sqrt(120 * N) passages; this many bound what they take on disk.
 MOST_SAMPLE_PASSAGES = 32_768
 
 
@@ -201,14 +202,20 @@ class _Build:
             if not (samples / f"{i}.npz").exists():
                 _save_sample(samples / f"{i}.npz", self._encode_chunk(stored, chunks[i], "sample", done, total))
             done += len(chunks[i])
-        sample = np.concatenate([_load_sample(samples / f"{i}.npz")[0].data for i in sorted(drawn.tolist())])
+        files = {i: samples / f"{i}.npz" for i in sorted(drawn.tolist())}
+        sizes = [_sample_size(file) for file in files.values()]
+        share = min(1.0, MOST_SAMPLE_VECTORS / max(1, sum(sizes)))
+        ends = np.cumsum([int(share * size) for size in sizes])
+        sample = np.empty((ends[-1], self.encoder.dimensions), np.float32)
+        for (i, file), part in zip(files.items(), np.split(sample, ends[:-1]), strict=True):
+            part[:] = _load_share(file, len(part), (index.seed, i))
         self.progress("train", 0, 1)
         codec = train_codec(
             sample,
             nbits=index.nbits,
             num_centroids=index.centroids,
             seed=index.seed,
-            num_tokens=len(sample) * stored.count // total,
+            num_tokens=sum(sizes) * stored.count // total,
             make_nearest=self.make_nearest,
         )
         temporary = writer.building / "codec.tmp"
@@ -286,6 +293,20 @@ def _save_sample(path: Path, encoded: tuple[Ragged, NDArray[np.int64]]) -> None:
 def _load_sample(path: Path) -> tuple[Ragged, NDArray[np.int64]]:
     with np.load(path) as kept:
         return Ragged(kept["data"], kept["offsets"]), kept["window_offsets"]
+
+
+def _sample_size(path: Path) -> int:
+    """Vectors in a file of the sample."""
+    with np.load(path) as kept:  # reads an array when it is asked for
+        return int(kept["offsets"][-1])
+
+
+def _load_share(path: Path, count: int, seed: tuple[int, int]) -> NDArray[np.float32]:
+    """So many of the vectors in a file of the sample, drawn by the seed."""
+    data: NDArray[np.float32] = _load_sample(path)[0].data
+    if count == len(data):
+        return data
+    return data[np.sort(np.random.default_rng(seed).choice(len(data), count, replace=False))]
 
 
 def _offsets(lengths: NDArray[np.int64]) -> NDArray[np.int64]:
