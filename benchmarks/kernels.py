@@ -3,8 +3,8 @@
     python benchmarks/kernels.py --dimensions 128 256 --nbits 2 --out benchmarks/results/kernels.json
 
 Made-up tokens (100 a window) against 32 query tokens. For each variant, at the median and at best: passage tokens a
-second that exhaustive MaxSim scores, their norms known and not; milliseconds for the scores of all centroids; and,
-where there are tiles, microseconds to find a vector's nearest centroid beside faiss.
+second that exhaustive MaxSim scores, their norms known and not, or estimates; milliseconds for the scores of all
+centroids; and, where the kernels do that, microseconds to find a vector's nearest centroid beside faiss.
 """
 
 from __future__ import annotations
@@ -61,7 +61,13 @@ def jobs(dimensions: int, nbits: int, tokens: int, centroids: int) -> dict[str, 
         made[f"{variant}: maxsim, norms known"] = lambda maxsim=maxsim, known=known: maxsim(known)
         made[f"{variant}: maxsim, norms unknown"] = lambda maxsim=maxsim: maxsim(None)
         made[f"{variant}: centroid scores"] = lambda codec=codec: codec.centroid_scores(query)
-        if dispatch.has_tiles(variant):
+        if codec.estimates:
+
+            def estimate(codec: Any = codec, scores: NDArray[np.float32] = scores, known: Any = known) -> object:
+                return codec.estimate(query, scores, codes, residuals, known, starts, lengths)
+
+            made[f"{variant}: maxsim, estimated"] = estimate
+        if dispatch.finds_nearest(variant):
             assigner = native.Assigner(variant, table, False)
             made[f"{variant}: nearest centroid"] = lambda assigner=assigner: assigner.nearest(vectors)
             made["faiss: nearest centroid"] = lambda: faiss.knn(vectors, table, 1, metric=faiss.METRIC_INNER_PRODUCT)

@@ -31,27 +31,27 @@ class MakeNearest(Protocol):
 
 
 class NearestCentroids:
-    """Finds each vector's centroid of the largest product, or least distance: on tiles by the native kernels, which
-    weigh products to about 1e-5 and take the first of those that tie, elsewhere by faiss. Safe to share between
-    threads."""
+    """Finds each vector's centroid of the largest product, or least distance: by the native kernels of AVX-512 VNNI
+    and AMX (which weighs products to about 1e-5), where the first of those that tie is taken, elsewhere by faiss. Safe
+    to share between threads."""
 
     def __init__(self, centroids: NDArray[np.float32], *, by: Literal["product", "distance"] = "product") -> None:
         """centroids: float32 [K, D]."""
         self._centroids, self._by = np.ascontiguousarray(centroids), by
         variant = dispatch.variant()
-        tiles = dispatch.takes(centroids.shape[1]) and dispatch.has_tiles(variant)
-        self._native = dispatch.module().Assigner(variant, self._centroids, by == "distance") if tiles else None
+        native = dispatch.takes(centroids.shape[1]) and dispatch.finds_nearest(variant)
+        self._native = dispatch.module().Assigner(variant, self._centroids, by == "distance") if native else None
 
     def __call__(self, vectors: NDArray[np.float32]) -> NDArray[np.int64]:
         """int64 [T], for vectors [T, D]."""
-        assign = self._by_faiss if self._native is None else self._by_tiles
+        assign = self._by_faiss if self._native is None else self._by_kernels
         blocks = [vectors[start : start + BLOCK_VECTORS] for start in range(0, len(vectors), BLOCK_VECTORS)]
         if not blocks:
             return np.empty(0, np.int64)
         with ThreadPoolExecutor(min(available_threads(), len(blocks))) as pool:
             return np.concatenate(list(pool.map(assign, blocks)))
 
-    def _by_tiles(self, block: NDArray[np.float32]) -> NDArray[np.int64]:
+    def _by_kernels(self, block: NDArray[np.float32]) -> NDArray[np.int64]:
         assert self._native is not None
         found: NDArray[np.uint32] = self._native.nearest(np.ascontiguousarray(block, np.float32))
         return found.astype(np.int64)

@@ -49,6 +49,6 @@ def takes(dimensions: int) -> bool:
     return variant() != NUMPY and dimensions <= _LONGEST_VECTOR
 
 
-def has_tiles(variant: str) -> bool:
-    """Whether a native variant has tiles, and so what is computed in digits on them."""
-    return bool(module().has_tiles(variant))
+def finds_nearest(variant: str) -> bool:
+    """Whether a native variant finds nearest centroids itself, quicker than faiss does."""
+    return bool(module().finds_nearest(variant))

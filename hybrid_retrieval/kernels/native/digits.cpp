@@ -179,8 +179,14 @@ inline __m512i joined(const int32_t* upper, const int32_t* lower) {
 
 constexpr int64_t kTogether = 256;  // vectors that go past a centroid while it is in the nearest cache
 
-void nearest(const int8_t* packed, const float* steps, const float* offsets, int64_t k, int64_t d, const float* vectors,
-             int64_t n, uint32_t* found) {
+int64_t bytes_in_two_digits(int64_t k, int64_t d) { return packed_bytes(k, d, 2); }
+
+void pack_in_two_digits(const float* centroids, int64_t k, int64_t d, int8_t* packed, float* steps) {
+    pack_rows<2>(centroids, k, d, packed, steps);
+}
+
+void nearest(const int8_t* packed, const float* steps, const float*, const float* offsets, int64_t k, int64_t d,
+             const float* vectors, int64_t n, uint32_t* found) {
     const int64_t count = steps_of(d), group_bytes = count * 4 * kColumnTile;
     Aligned<int8_t> columns(kTogether / kRow * group_bytes);
     Aligned<float> scales(kTogether), best(kTogether);
@@ -312,7 +318,9 @@ bool maxsim_by_digits(const ResidualQuery& query, const PackedTokens& index, con
 }  // namespace
 
 extern const DigitKernels digit_table;
-const DigitKernels digit_table{packed_bytes, pack_centroids, centroid_scores, nearest, maxsim_by_digits};
+const DigitKernels digit_table{packed_bytes, pack_centroids, centroid_scores, maxsim_by_digits};
+extern const NearestKernels nearest_table;
+const NearestKernels nearest_table{bytes_in_two_digits, pack_in_two_digits, nearest};
 
 }  // namespace HR_VARIANT
 }  // namespace hr

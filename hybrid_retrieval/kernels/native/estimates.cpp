@@ -6,6 +6,7 @@
 // e is the most that a weight differs from its level.
 #include <cmath>
 
+#include "bytes.h"
 #include "spread.h"
 #include "windows.h"
 
@@ -13,15 +14,16 @@ namespace hr {
 namespace HR_VARIANT {
 namespace {
 
-constexpr int kTogether = 8;  // tokens that share a load of the query
 // Exact scores are rounded too: to about 1e-6 of a similarity, more where vectors are odd.
 constexpr float kRounding = 1e-4f;
+
+static_assert(kRow == kColumns);
 
 class EstimatedSums {
   public:
     EstimatedSums(const ResidualQuery& query, int64_t first, const PackedTokens& index)
         : few_(query.tokens - first <= kRow / 2), spread_(index.width, index.per_byte), spreader_(spread_), query_(spread_.steps * kInputs * kRow),
-          unpacked_(spread_.steps * kInputs * kTogether) {
+          unpacked_(spread_.steps * kInputs * kShared) {
         const float wrong = put_levels(query.weights, query.buckets);
         float largest = 0;
         for (int64_t b = 0; b < 1 << spread_.nbits; ++b) largest = std::max(largest, std::fabs(query.weights[b]));
@@ -46,7 +48,7 @@ class EstimatedSums {
             for (int64_t i = 0; i < spread_.steps * kInputs; ++i) {
                 const int64_t dimension = spread_.dimension(i);
                 if (dimension >= 0)
-                    query_[i / 4 * 4 * kRow + q * 4 + i % 4] = static_cast<int8_t>(whole(vector[dimension], inverse));
+                    query_[column_place(i, q)] = static_cast<int8_t>(whole(vector[dimension], inverse));
             }
             scale_[q] = step * unit_;
             bias_[q] = offset_ * step * static_cast<float>(sum);
@@ -56,21 +58,23 @@ class EstimatedSums {
     }
 
     void fill(const PackedTokens& index, const int64_t* tokens, int count, int32_t (*sums)[kRow]) {
-        for (int first = 0; first < count; first += kTogether) {
-            const int here = std::min(kTogether, count - first);
+        for (int first = 0; first < count; first += kShared) {
+            const int here = std::min(kShared, count - first);
+            const int64_t inputs = spread_.steps * kInputs;
             const __m512i levels = _mm512_load_si512(levels_);
             for (int t = 0; t < here; ++t) {
-                uint8_t* const to = unpacked_.data() + t * spread_.steps * kInputs;
+                uint8_t* const to = unpacked_.data() + t * inputs;
                 spreader_.unpack(index.residuals + tokens[first + t] * index.width, [&](int64_t step, __m512i values) {
                     _mm512_store_si512(to + step * kInputs, _mm512_shuffle_epi8(levels, values));
                 });
             }
-            if (here < kTogether)
-                for (int t = 0; t < here; ++t) multiply<1, 2>(sums + first + t, t);
+            if (here < kShared)
+                for (int t = 0; t < here; ++t)
+                    byte_products<1, 2>(unpacked_.data() + t * inputs, inputs, query_.data(), sums + first + t);
             else if (few_)
-                multiply<kTogether, 1>(sums + first);
+                byte_products<kShared, 1>(unpacked_.data(), inputs, query_.data(), sums + first);
             else
-                multiply<kTogether, 2>(sums + first);
+                byte_products<kShared, 2>(unpacked_.data(), inputs, query_.data(), sums + first);
         }
     }
 
@@ -108,37 +112,11 @@ class EstimatedSums {
         return best;
     }
 
-    // sums of `tokens` unpacked residuals with `registers` * 16 query tokens
-    template <int tokens, int registers>
-    void multiply(int32_t (*sums)[kRow], int from = 0) const {
-        const int64_t stride = spread_.steps * kInputs;
-        const uint8_t* residuals = unpacked_.data() + from * stride;
-        const int8_t* query = query_.data();
-        __m512i acc[registers][tokens];  // its loops are unrolled: else it may stay in memory
-        for (int v = 0; v < registers; ++v)
-#pragma GCC unroll 8
-            for (int t = 0; t < tokens; ++t) acc[v][t] = _mm512_setzero_si512();
-        for (int64_t i = 0; i < stride; i += 4, query += 4 * kRow) {
-            __m512i q[registers];
-            for (int v = 0; v < registers; ++v) q[v] = _mm512_load_si512(query + v * 64);
-#pragma GCC unroll 8
-            for (int t = 0; t < tokens; ++t) {
-                int32_t four;
-                std::memcpy(&four, residuals + t * stride + i, 4);
-                const __m512i all = _mm512_set1_epi32(four);
-                for (int v = 0; v < registers; ++v) acc[v][t] = _mm512_dpbusd_epi32(acc[v][t], all, q[v]);
-            }
-        }
-        for (int v = 0; v < registers; ++v)
-#pragma GCC unroll 8
-            for (int t = 0; t < tokens; ++t) _mm512_store_si512(sums[t] + 16 * v, acc[v][t]);
-    }
-
     const bool few_;  // query tokens: at most half a row
     const Spread spread_;
     const Spreader spreader_;
-    Aligned<int8_t> query_;      // [inputs / 4][kRow][4]
-    Aligned<uint8_t> unpacked_;  // [kTogether][inputs]
+    Aligned<int8_t> query_;
+    Aligned<uint8_t> unpacked_;  // [kShared][inputs]
     alignas(64) uint8_t levels_[64] = {};
     float offset_ = 0, unit_ = 1, error_ = 0;
     float scale_[kRow] = {}, bias_[kRow] = {};

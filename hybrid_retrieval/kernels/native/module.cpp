@@ -45,6 +45,7 @@ struct Variant {
     const hr::MaxSimKernels& products;
     const hr::TableKernels& lookups;
     const hr::DigitKernels* digits;       // null where there are no tiles
+    const hr::NearestKernels* nearest;     // null where faiss is as quick
     const hr::EstimateKernels* estimates;  // null where exact scores are as cheap, or products of bytes are not
 };
 
@@ -84,19 +85,19 @@ const Variant kVariants[] = {
 #if defined(HR_X86)
 #if defined(HR_AMX)
     {"amx", has_amx, hr::amx::table, hr::avx512vnni::maxsim_table, hr::avx512vnni::lookup_table,
-     &hr::amx::digit_table, nullptr},
+     &hr::amx::digit_table, &hr::amx::nearest_table, nullptr},
 #endif
     {"avx512vnni", has_avx512vnni, hr::avx512vnni::table, hr::avx512vnni::maxsim_table, hr::avx512vnni::lookup_table,
-     nullptr, &hr::avx512vnni::estimate_table},
+     nullptr, &hr::avx512vnni::nearest_table, &hr::avx512vnni::estimate_table},
     {"avx2", has_avx2, hr::avx2::table, hr::avx2::maxsim_table, hr::avx2::lookup_table, nullptr,
-     nullptr},
+     nullptr, nullptr},
 #endif
 #if defined(HR_ARM64)
     {"neon", always, hr::neon::table, hr::neon::maxsim_table, hr::neon::lookup_table,
-     nullptr, nullptr},  // part of the architecture
+     nullptr, nullptr, nullptr},  // part of the architecture
 #endif
     {"portable", always, hr::portable::table, hr::portable::maxsim_table, hr::portable::lookup_table, nullptr,
-     nullptr},
+     nullptr, nullptr},
 };
 
 std::vector<std::string> variants() {
@@ -524,12 +525,13 @@ class Codec {
     std::vector<float> squares_, scales_;
 };
 
-// Centroids, laid out once, for finding which of them is nearest; on variants with tiles.
+// Centroids, laid out once, for finding which of them is nearest.
 class Assigner {
   public:
     Assigner(const std::string& variant, Matrix centroids, bool by_distance)
-        : kernels_(variant_of(variant).digits), k_(centroids.shape(0)), d_(centroids.shape(1)), steps_(k_), offsets_(k_) {
-        require(kernels_ != nullptr, "this variant has no tiles");
+        : kernels_(variant_of(variant).nearest), k_(centroids.shape(0)), d_(centroids.shape(1)),
+          centroids_(centroids.data(), centroids.data() + centroids.size()), steps_(k_), offsets_(k_) {
+        require(kernels_ != nullptr, "this variant has no kernels for that");
         require(k_ > 0 && k_ <= UINT32_MAX && d_ > 0 && d_ <= 1024, "centroids must be float32 [K, D], D up to 1024");
         for (size_t c = 0; c < k_; ++c) {
             double square = 0;
@@ -538,8 +540,8 @@ class Assigner {
             offsets_[c] = by_distance ? static_cast<float>(square / 2) : 0.0f;
         }
         const auto k = static_cast<int64_t>(k_), d = static_cast<int64_t>(d_);
-        packed_.resize(kernels_->packed_bytes(k, d, 2));
-        kernels_->pack(centroids.data(), k, d, 2, packed_.data(), steps_.data());
+        packed_.resize(kernels_->packed_bytes(k, d));
+        kernels_->pack(centroids.data(), k, d, packed_.data(), steps_.data());
     }
     Assigner(const Assigner&) = delete;
 
@@ -550,26 +552,27 @@ class Assigner {
         std::vector<uint32_t> found(count);
         {
             nb::gil_scoped_release released;
-            kernels_->nearest(packed_.data(), steps_.data(), offsets_.data(), static_cast<int64_t>(k_),
-                              static_cast<int64_t>(d_), vectors.data(), static_cast<int64_t>(count), found.data());
+            kernels_->nearest(packed_.data(), steps_.data(), centroids_.data(), offsets_.data(),
+                              static_cast<int64_t>(k_), static_cast<int64_t>(d_), vectors.data(),
+                              static_cast<int64_t>(count), found.data());
         }
         return owned(std::move(found), {count});
     }
 
   private:
-    const hr::DigitKernels* kernels_;
+    const hr::NearestKernels* kernels_;
     size_t k_, d_;
     hr::Aligned<int8_t> packed_;
-    std::vector<float> steps_, offsets_;
+    std::vector<float> centroids_, steps_, offsets_;
 };
 
-bool has_tiles(const std::string& variant) { return variant_of(variant).digits != nullptr; }
+bool finds_nearest(const std::string& variant) { return variant_of(variant).nearest != nullptr; }
 
 }  // namespace
 
 NB_MODULE(_native, m) {
     m.def("variants", &variants);
-    m.def("has_tiles", &has_tiles, "variant"_a);
+    m.def("finds_nearest", &finds_nearest, "variant"_a);
     nb::class_<Assigner>(m, "Assigner")
         .def(nb::init<const std::string&, Matrix, bool>(), "variant"_a, "centroids"_a, "by_distance"_a)
         .def("nearest", &Assigner::nearest, "vectors"_a);

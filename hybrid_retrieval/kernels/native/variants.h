@@ -104,12 +104,18 @@ struct DigitKernels {
     // packed in 3 digits; query [tokens, D] -> out float32 [K, stride], stride a multiple of 32; range [2] as above
     void (*centroid_scores)(const int8_t* packed, const float* steps, int64_t k, int64_t d, const float* query,
                             int64_t tokens, int64_t stride, float* out, float* range);
-    // packed in 2 digits; vectors [N, D] -> found [N], the centroid of the largest product less its offset, the first of
-    // those that tie
-    void (*nearest)(const int8_t* packed, const float* steps, const float* offsets, int64_t k, int64_t d,
-                    const float* vectors, int64_t n, uint32_t* found);
     bool (*maxsim)(const ResidualQuery& query, const PackedTokens& index, const int64_t* starts, const int64_t* lengths,
                    int64_t windows, float* scores);
+};
+
+// The nearest centroids of vectors, where the variant is quicker at that than faiss.
+struct NearestKernels {
+    int64_t (*packed_bytes)(int64_t k, int64_t d);
+    // centroids float32 [K, D] -> packed [packed_bytes], zeros at first, and steps float32 [K]
+    void (*pack)(const float* centroids, int64_t k, int64_t d, int8_t* packed, float* steps);
+    // vectors [N, D] -> found [N], the centroid of the largest product less its offset, the first of those that tie
+    void (*nearest)(const int8_t* packed, const float* steps, const float* centroids, const float* offsets, int64_t k,
+                    int64_t d, const float* vectors, int64_t n, uint32_t* found);
 };
 
 struct Kernels {
@@ -142,11 +148,13 @@ extern const Kernels table;
 extern const MaxSimKernels maxsim_table;
 extern const TableKernels lookup_table;
 extern const EstimateKernels estimate_table;
+extern const NearestKernels nearest_table;
 }
 #if defined(HR_AMX)
 namespace amx {
 extern const Kernels table;
 extern const DigitKernels digit_table;
+extern const NearestKernels nearest_table;
 }
 #endif
 #endif
