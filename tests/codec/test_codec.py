@@ -77,7 +77,8 @@ def test_the_nearest_centroid_is_the_nearest(
     if by == "distance":
         gain -= np.square(centroids, dtype=np.float64).sum(axis=1) / 2
     np.testing.assert_allclose(gain[np.arange(len(vectors)), found], gain.max(axis=1), atol=3e-5)
-    assert count == 1 or count // 2 not in found
+    if dispatch.takes(dimensions) and dispatch.finds_nearest(variant):  # faiss promises nothing of ties
+        assert count == 1 or count // 2 not in found
     assert len(NearestCentroids(centroids, by=by)(vectors[:0])) == 0
 
 
