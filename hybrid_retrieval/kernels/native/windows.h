@@ -52,7 +52,8 @@ class Pass {
             if (lengths[w] == 0) scores_[w] = -std::numeric_limits<float>::infinity();
             for (int64_t token = starts[w]; token < starts[w] + lengths[w]; ++token) {
                 if (index_.codes[token] >= index_.num_centroids) return false;
-                __builtin_prefetch(index_.residuals + token * index_.width);  // on its way when the batch is complete
+                for (int64_t line = 0; line < index_.width; line += 64)  // on its way when the batch is complete
+                    __builtin_prefetch(index_.residuals + token * index_.width + line);
                 tokens_[count_] = token;
                 owners_[count_++] = w;
                 if (count_ == kBatch) flush();
