@@ -28,19 +28,32 @@ SPECIAL = {"bos": "<s>", "cls": "<s>", "eos": "</s>", "sep": "</s>", "pad": "<pa
 VOCABULARY = 250_002
 
 
-FORMS = {
-    "hybrid-retrieval": "onnx-int8",
-    "hybrid-retrieval-onnx": "onnx-int8",
-    "hybrid-retrieval-torch": "hf",
-    "hybrid-retrieval-torch-bf16": "hf",
-    "transformers": "hf",
-    "transformers-bf16": "hf",
-    "sentence-transformers": "hf",
-    "sentence-transformers-bf16": "hf",
-    "flag-embedding": "hf",
-    "openvino": "onnx-float32",
+ON_CPU = {
+    "hybrid-retrieval": ("onnx-int8", "int8"),
+    "hybrid-retrieval-onnx": ("onnx-int8", "int8"),
+    "hybrid-retrieval-torch": ("hf", "float32"),
+    "hybrid-retrieval-torch-bf16": ("hf", "bfloat16"),
+    "transformers": ("hf", "float32"),
+    "transformers-bf16": ("hf", "bfloat16"),
+    "sentence-transformers": ("hf", "float32"),
+    "sentence-transformers-bf16": ("hf", "bfloat16"),
+    "flag-embedding": ("hf", "float32"),
+    "openvino": ("onnx-float32", "int8"),
 }
-"""System -> the form of the model that it reads."""
+ON_CUDA = {
+    "hybrid-retrieval-torch-fp16": ("hf", "float16"),
+    "hybrid-retrieval-torch-bf16": ("hf", "bfloat16"),
+    "hybrid-retrieval-torch-fp8": ("hf", "float8"),
+    "transformers": ("hf", "float32"),
+    "transformers-fp16": ("hf", "float16"),
+    "sentence-transformers-fp16": ("hf", "float16"),
+    "sentence-transformers-bf16": ("hf", "bfloat16"),
+    "flag-embedding-fp16": ("hf", "float16"),
+}
+SYSTEMS = {"cpu": ON_CPU, "cuda": ON_CUDA}
+"""Device -> system -> the form of the model that it reads, and the type of numbers that its products are of."""
+OWN_ENVIRONMENT = ("flag-embedding", "flag-embedding-fp16", "openvino")
+"""Systems that are named with ``--peer``."""
 
 
 def make(shape: str, folder: Path, wanted: set[str], layers: int = 0) -> None:

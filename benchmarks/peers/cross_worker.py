@@ -1,17 +1,18 @@
 """One cross-encoder behind a pipe: loads a model, then scores one question's pairs a line.
 
-    python cross_worker.py SYSTEM MODEL PAIRS.json [THREADS]
+    python cross_worker.py SYSTEM MODEL PAIRS.json [THREADS [DEVICE]]
 
-SYSTEM: hybrid-retrieval (native kernels), hybrid-retrieval-onnx, hybrid-retrieval-torch, transformers,
-sentence-transformers (these three also with -bf16), flag-embedding or openvino. MODEL: the folder that the system
-reads. PAIRS: set name -> list of [question, [passage, ...]]. The first line on standard output reports {"load_s",
-"version"}. Then each line {"set", "question"} on standard input is answered by {"s", "logits", "rss_mb"}: seconds from
-texts to logits, tokenising included, and the process's peak memory so far. Needs nothing of this project but for its
-own systems.
+SYSTEM: hybrid-retrieval (native kernels), hybrid-retrieval-onnx, openvino; hybrid-retrieval-torch, transformers,
+sentence-transformers, flag-embedding, in float32 or with -fp16, -bf16 or (ours) -fp8. MODEL: the folder that the system
+reads. PAIRS: set name -> list of [question, [passage, ...]]. DEVICE: cpu or cuda. The first line on standard output
+reports {"load_s", "version"}. Then each line {"set", "question"} on standard input is answered by {"s", "logits",
+"rss_mb", "device_mb"}: seconds from texts to logits, tokenising included, and the peak memory so far of the process and
+of the CUDA device. Needs nothing of this project but for its own systems.
 """
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
 import json
 import os
@@ -22,6 +23,7 @@ from collections.abc import Callable
 from typing import Any
 
 THREADS = sys.argv[4] if len(sys.argv) > 4 else "1"
+DEVICE = sys.argv[5] if len(sys.argv) > 5 else "cpu"
 for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "RAYON_NUM_THREADS"):
     os.environ[variable] = THREADS
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
@@ -37,7 +39,7 @@ def hybrid_retrieval(folder: str, backend: str, dtype: str = "auto") -> Score:
     long passages cut as the peers cut them: by default it would read all of them, in windows."""
     from hybrid_retrieval import Reranker
 
-    options = {"backend": backend, "device": "cpu", "dtype": dtype, "threads": int(THREADS), "cached_pairs": 0}
+    options = {"backend": backend, "device": DEVICE, "dtype": dtype, "threads": int(THREADS), "cached_pairs": 0}
     options["long_passages"] = "cut"
     reranker = Reranker.load(folder, **options)
     return lambda query, passages: reranker.score([(query, passage) for passage in passages])
@@ -50,7 +52,7 @@ def transformers(folder: str, dtype: str = "float32") -> Score:
 
     torch.set_num_threads(int(THREADS))
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    model = AutoModelForSequenceClassification.from_pretrained(folder).to(getattr(torch, dtype)).eval()
+    model = AutoModelForSequenceClassification.from_pretrained(folder).to(DEVICE, getattr(torch, dtype)).eval()
 
     def run(query: str, passages: list[str]) -> Any:
         options = {"truncation": "only_second", "max_length": MAX_TOKENS}
@@ -60,8 +62,8 @@ def transformers(folder: str, dtype: str = "float32") -> Score:
         with torch.inference_mode():
             for start in range(0, len(order), BATCH):
                 rows = order[start : start + BATCH]
-                batch = tokenizer.pad({"input_ids": [encoded[i] for i in rows]}, return_tensors="pt")
-                logits[rows] = model(**batch).logits[:, 0].float()
+                batch = tokenizer.pad({"input_ids": [encoded[i] for i in rows]}, return_tensors="pt").to(DEVICE)
+                logits[rows] = model(**batch).logits[:, 0].float().cpu()
         return logits.numpy()
 
     return run
@@ -72,17 +74,18 @@ def sentence_transformers(folder: str, dtype: str = "float32") -> Score:
     from sentence_transformers import CrossEncoder
 
     torch.set_num_threads(int(THREADS))
-    model = CrossEncoder(folder, device="cpu", max_length=MAX_TOKENS, model_kwargs={"dtype": dtype})
+    model = CrossEncoder(folder, device=DEVICE, max_length=MAX_TOKENS, model_kwargs={"dtype": dtype})
     options = {"batch_size": BATCH, "show_progress_bar": False, "activation_fn": torch.nn.Identity()}
     return lambda query, passages: model.predict([(query, passage) for passage in passages], **options)
 
 
-def flag_embedding(folder: str) -> Score:
+def flag_embedding(folder: str, dtype: str = "float32") -> Score:
     import torch
     from FlagEmbedding import FlagReranker
 
     torch.set_num_threads(int(THREADS))
-    options = {"use_fp16": False, "devices": ["cpu"], "batch_size": BATCH, "max_length": MAX_TOKENS}
+    half = {"use_fp16": dtype == "float16", "use_bf16": dtype == "bfloat16"}
+    options = {**half, "devices": [DEVICE], "batch_size": BATCH, "max_length": MAX_TOKENS}
     model = FlagReranker(folder, **options)
     return lambda query, passages: model.compute_score([(query, passage) for passage in passages], normalize=False)
 
@@ -120,18 +123,37 @@ def openvino(folder: str) -> Score:
     return run
 
 
-SYSTEMS: dict[str, tuple[Callable[[str], Score], str]] = {
+SYSTEMS: dict[str, tuple[Callable[..., Score], str]] = {
     "hybrid-retrieval": (lambda folder: hybrid_retrieval(folder, "native"), "hybrid-retrieval"),
     "hybrid-retrieval-onnx": (lambda folder: hybrid_retrieval(folder, "onnx"), "hybrid-retrieval"),
-    "hybrid-retrieval-torch": (lambda folder: hybrid_retrieval(folder, "torch"), "hybrid-retrieval"),
-    "hybrid-retrieval-torch-bf16": (lambda folder: hybrid_retrieval(folder, "torch", "bfloat16"), "hybrid-retrieval"),
+    "hybrid-retrieval-torch": (
+        lambda folder, dtype="float32": hybrid_retrieval(folder, "torch", dtype),
+        "hybrid-retrieval",
+    ),
     "transformers": (transformers, "transformers"),
-    "transformers-bf16": (lambda folder: transformers(folder, "bfloat16"), "transformers"),
     "sentence-transformers": (sentence_transformers, "sentence-transformers"),
-    "sentence-transformers-bf16": (lambda folder: sentence_transformers(folder, "bfloat16"), "sentence-transformers"),
     "flag-embedding": (flag_embedding, "FlagEmbedding"),
     "openvino": (openvino, "openvino"),
 }
+DTYPES = {"-fp16": "float16", "-bf16": "bfloat16", "-fp8": "float8"}
+
+
+def loader(system: str) -> tuple[Callable[[str], Score], str]:
+    """What loads a system's model, in the type of numbers that its name ends in; and its package."""
+    for ending, dtype in DTYPES.items():
+        if system.endswith(ending):
+            load, package = SYSTEMS[system.removesuffix(ending)]
+            return functools.partial(load, dtype=dtype), package
+    return SYSTEMS[system]
+
+
+def device_memory() -> float | None:
+    """Peak megabytes that torch held on the CUDA device."""
+    if DEVICE != "cuda":
+        return None
+    import torch
+
+    return torch.cuda.max_memory_allocated() / 2**20
 
 
 def main() -> None:
@@ -141,7 +163,7 @@ def main() -> None:
     # Libraries print as they please: answers go to the real standard output, all else to standard error.
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
-    load, package = SYSTEMS[system]
+    load, package = loader(system)
     start = time.perf_counter()
     score = load(folder)
     facts = {"load_s": time.perf_counter() - start, "version": importlib.metadata.version(package)}
@@ -153,7 +175,8 @@ def main() -> None:
         logits = score(query, passages)
         elapsed = time.perf_counter() - start
         rss = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-        print(json.dumps({"s": elapsed, "logits": [float(x) for x in logits], "rss_mb": rss}), file=answers, flush=True)
+        answer = {"s": elapsed, "logits": [float(x) for x in logits], "rss_mb": rss, "device_mb": device_memory()}
+        print(json.dumps(answer), file=answers, flush=True)
 
 
 if __name__ == "__main__":
