@@ -39,6 +39,18 @@ class Codec:
     ) -> NDArray[np.float32]: ...
     @property
     def estimates(self) -> bool: ...
+    @property
+    def rough_levels(self) -> bool: ...
+    def level_table(self, query: NDArray[np.float32]) -> tuple[NDArray[np.uint8], float, float]: ...
+    def fill(
+        self,
+        query: NDArray[np.float32],
+        scores: NDArray[np.float32],
+        known: NDArray[np.uint8],
+        codes: NDArray[np.uint32],
+        starts: NDArray[np.int64],
+        lengths: NDArray[np.int64],
+    ) -> None: ...
     def estimate(
         self,
         query: NDArray[np.float32],

@@ -20,12 +20,19 @@ Int64 = NDArray[np.int64]
 APPROXIMATED_A_THREAD, SCORED_A_THREAD = 2_000_000, 16_384
 
 
+# Of so many centroids most have no token that is scored: only those that have one get scores in float32.
+MANY_CENTROIDS = 16_384
+
+
 class CentroidScores(NamedTuple):
-    """values: float32 [K, S], S is the query's tokens rounded up to 32. least, most: over centroids and tokens."""
+    """values: float32 [K, S], S is the query's tokens rounded up to 32. least, most: over centroids and tokens.
+    known: uint8 [K], which rows of values are there so far, or None for all; then table is `NativeCodec.table`."""
 
     values: Float32
     least: float
     most: float
+    known: NDArray[np.uint8] | None = None
+    table: NDArray[np.uint8] | None = None
 
     def of_levels(self, levels: NDArray[np.int32], tokens: int) -> Float32:
         """The scores that sums of `NativeCodec.table`'s levels over `tokens` query tokens stand for."""
@@ -39,17 +46,24 @@ class NativeCodec:
 
     def __init__(self, codec: ResidualCodec, variant: str) -> None:
         buckets = bucket_table(codec.nbits)
+        self._num_centroids = codec.num_centroids
         self._codec: Any = dispatch.module().Codec(
             variant, np.ascontiguousarray(codec.centroids), np.ascontiguousarray(codec.weights), buckets
         )
 
-    def centroid_scores(self, query: Float32) -> CentroidScores:
-        """Step 1: every centroid with every query token [Lq, D]."""
+    def centroid_scores(self, query: Float32, *, pruned: bool) -> CentroidScores:
+        """Step 1: every centroid with every query token [Lq, D]. pruned: for a search that scores few windows, which,
+        where centroids are many, makes do with levels from scores to about .002."""
+        if pruned and self._codec.rough_levels and self._num_centroids >= MANY_CENTROIDS:
+            table, least, most = self._codec.level_table(query)
+            return CentroidScores(np.empty(table.shape, np.float32), least, most, np.zeros(len(table), np.uint8), table)
         return CentroidScores(*self._codec.centroid_scores(query))
 
     def table(self, scores: CentroidScores, tokens: int) -> NDArray[np.uint8]:
         """uint8 [K, S]: the scores on 256 levels, one scale for all query tokens so that levels can be added; padding
         is 0."""
+        if scores.table is not None:
+            return scores.table
         table: NDArray[np.uint8] = self._codec.levels(scores.values, tokens, scores.least, scores.most)
         return table
 
@@ -106,8 +120,7 @@ class NativeCodec:
         inverse_norms: float32 [T] of the segment, zeros at first: filled in for the tokens that are scored, and read
         the next time.
         """
-        starts = segment.token_offsets[windows]
-        lengths = segment.token_offsets[windows + 1] - starts
+        starts, lengths = self._spans(query, scores, segment, windows)
         result: Float32 = _shared(
             lambda part: self._codec.maxsim(
                 query, scores.values, segment.codes, segment.residuals, inverse_norms, starts[part], lengths[part]
@@ -134,8 +147,7 @@ class NativeCodec:
     ) -> Float32:
         """float32 [2, W]: estimates of `exact_scores`, mostly to .005, and what each is wrong by at most, which is
         sure. A window without tokens has -inf and 0."""
-        starts = segment.token_offsets[windows]
-        lengths = segment.token_offsets[windows + 1] - starts
+        starts, lengths = self._spans(query, scores, segment, windows)
         result: Float32 = _shared(
             lambda part: np.stack(
                 self._codec.estimate(
@@ -147,6 +159,14 @@ class NativeCodec:
             SCORED_A_THREAD,
         )
         return result
+
+    def _spans(self, query: Float32, scores: CentroidScores, segment: Segment, windows: Int64) -> tuple[Int64, Int64]:
+        """Starts and lengths of the windows, once all of their centroids have scores."""
+        starts = segment.token_offsets[windows]
+        lengths = segment.token_offsets[windows + 1] - starts
+        if scores.known is not None:
+            self._codec.fill(query, scores.values, scores.known, segment.codes, starts, lengths)
+        return starts, lengths
 
 
 def _shared(work: Callable[[slice], Any], lengths: Int64, threads: int, worth: int) -> Any:

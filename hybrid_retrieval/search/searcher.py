@@ -175,7 +175,7 @@ class Searcher:
         self, query: Float32, k: int, exact: bool, nprobe: int, width: Width, threads: int, bound: bool
     ) -> Found:
         native = self._native
-        centroid = None if native is None else native.centroid_scores(query)
+        centroid = None if native is None else native.centroid_scores(query, pruned=not exact)
         if exact:
             candidates = Approximated(self._all_rows, np.zeros(sum(map(len, self._all_rows)), np.float32))
             order = np.arange(len(candidates.scores))

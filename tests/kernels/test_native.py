@@ -75,6 +75,44 @@ def test_estimates_are_as_wrong_as_they_say_at_most(
 
 
 @every_variant
+@settings(max_examples=40, deadline=None)
+@given(
+    seed=st.integers(0, 2**31),
+    query_tokens=st.integers(1, 70),
+    dimensions=st.sampled_from([8, 64, 72, 128, 1024]),
+    centroids=st.integers(1, 40),
+)
+def test_rough_levels_are_those_of_the_scores_give_or_take_one(
+    variant: str, seed: int, query_tokens: int, dimensions: int, centroids: int
+) -> None:
+    tokens = Tokens(seed, [5, 0, 30], dimensions=dimensions, nbits=2, centroids=centroids)
+    codec = tokens.codec(variant)
+    query = unit(np.random.default_rng(seed).standard_normal((query_tokens, dimensions)))
+    scores, least, most = codec.centroid_scores(query)
+    filled, known = np.full_like(scores, np.nan), np.zeros(centroids, np.uint8)
+    arrays = (query, filled, known, tokens.codes, tokens.starts, tokens.lengths)
+    if not codec.rough_levels:
+        assert variant != "avx512vnni"
+        for refused in (lambda: codec.level_table(query), lambda: codec.fill(*arrays)):
+            with pytest.raises(ValueError, match="no rough levels"):
+                refused()
+        return
+    table, low, high = codec.level_table(query)
+    wrong = 0.006  # of a score at most, in eight dimensions
+    assert abs(low - least) <= wrong and abs(high - most) <= wrong
+    assert not table[:, query_tokens:].any()
+    found = table[:, :query_tokens] * ((high - low) / 255) + low
+    np.testing.assert_allclose(found, scores[:, :query_tokens], atol=wrong + (high - low) / 255)
+    codec.fill(*arrays)
+    used = np.unique(tokens.codes)
+    assert np.flatnonzero(known).tolist() == used.tolist()
+    np.testing.assert_array_equal(filled[used], scores[used])
+    assert np.isnan(np.delete(filled, used, axis=0)).all()
+    with pytest.raises(ValueError, match="not below the number"):
+        codec.fill(query, filled, np.zeros_like(known), tokens.codes + np.uint32(centroids), *arrays[4:])
+
+
+@every_variant
 @pytest.mark.parametrize("size", [0.0, 1e-42, 1e-20, 1e15])
 def test_numbers_of_any_size_give_finite_scores(variant: str, size: float) -> None:
     tokens = Tokens(5, [20, 3], dimensions=64, nbits=2, centroids=7)

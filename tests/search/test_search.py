@@ -75,6 +75,24 @@ def test_exact_search_is_maxsim_over_the_decoded_vectors(
 
 
 @either_size
+@pytest.mark.parametrize("k", [1, 10, 100])
+def test_where_centroids_are_many_the_scores_are_the_very_same(
+    searcher: Searcher, monkeypatch: pytest.MonkeyPatch, k: int
+) -> None:
+    queries = [query_for(row, row) for row in range(0, 600, 60)]
+    exact = [searcher.search(query, k=600, exact=True) for query in queries]
+    few = [searcher.search(query, k=k) for query in queries]
+    monkeypatch.setattr("hybrid_retrieval.search.native.MANY_CENTROIDS", 1)
+    many = [searcher.search(query, k=k, threads=1 + i % 2) for i, query in enumerate(queries)]
+    same = 0
+    for (rows, scores, _), one, every in zip(many, few, exact, strict=True):
+        by_row = dict(zip(every.rows.tolist(), every.scores.tolist(), strict=True))
+        assert [by_row[row] for row in rows.tolist()] == scores.tolist()
+        same += len(np.intersect1d(rows, one.rows))
+    assert same >= 0.98 * k * 10
+
+
+@either_size
 @pytest.mark.parametrize("exact", [False, True])
 @pytest.mark.parametrize("threads", [1, 2, 7])
 def test_queries_searched_together_find_what_each_finds_alone(searcher: Searcher, threads: int, exact: bool) -> None:

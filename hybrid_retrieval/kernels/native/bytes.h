@@ -1,14 +1,42 @@
-// Products of rows with columns of bytes (vpdpbusd).
+// Floats as bytes, and products of rows with columns of bytes (vpdpbusd).
 #pragma once
 
-#include <cstdint>
-#include <cstring>
+#include <cmath>
 
-#include "simd.h"
+#include "spread.h"
 
 namespace hr {
 namespace HR_VARIANT {
 namespace {
+
+// Of floats v that became step * V, V whole numbers between -127 and 127.
+struct Level {
+    float step;
+    int32_t sum;           // of V
+    float missed, length;  // of v - step * V and of v
+};
+
+// Puts [d] floats on whole numbers: put(i, number).
+template <typename Put>
+Level put_levels(const float* values, int64_t d, const Put& put) {
+    float top = 0;
+    for (int64_t i = 0; i < d; ++i) top = std::max(top, std::fabs(values[i]));
+    // Floats whose step would have no inverse count as zeros.
+    Level level{top > 1e-30f ? top / 127.0f : 1.0f, 0, 0, 0};
+    const float inverse = 1.0f / level.step;
+    double missed = 0, square = 0;
+    for (int64_t i = 0; i < d; ++i) {
+        const int32_t number = whole(values[i], inverse);
+        const double rest = values[i] - static_cast<double>(level.step) * number;
+        missed += rest * rest;
+        square += static_cast<double>(values[i]) * values[i];
+        level.sum += number;
+        put(i, number);
+    }
+    level.missed = static_cast<float>(std::sqrt(missed));
+    level.length = static_cast<float>(std::sqrt(square));
+    return level;
+}
 
 constexpr int kColumns = 32;  // side by side, in two registers
 constexpr int kShared = 8;    // rows that share a load of columns

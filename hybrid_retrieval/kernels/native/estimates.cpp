@@ -4,10 +4,9 @@
 // A query token q is step * Q, Q whole numbers of 8 bits, and a residual w is offset + unit * L, L of 0 to 255. So
 // q.w = offset * sum(step * Q) + step * unit * Q.L + error, and |error| <= |q - step * Q| |w| + sum |step * Q| * e, where
 // e is the most that a weight differs from its level.
-#include <cmath>
-
+//
+// The centroids' scores on 256 levels, which choose and prune, come from bytes as well.
 #include "bytes.h"
-#include "spread.h"
 #include "windows.h"
 
 namespace hr {
@@ -24,36 +23,24 @@ class EstimatedSums {
     EstimatedSums(const ResidualQuery& query, int64_t first, const PackedTokens& index)
         : few_(query.tokens - first <= kRow / 2), spread_(index.width, index.per_byte), spreader_(spread_), query_(spread_.steps * kInputs * kRow),
           unpacked_(spread_.steps * kInputs * kShared) {
-        const float wrong = put_levels(query.weights, query.buckets);
+        const float wrong = fit_levels(query.weights, query.buckets);
         float largest = 0;
         for (int64_t b = 0; b < 1 << spread_.nbits; ++b) largest = std::max(largest, std::fabs(query.weights[b]));
         const int64_t d = index.dimensions, tokens = std::min<int64_t>(kRow, query.tokens - first);
-        const double residual = largest * std::sqrt(static_cast<double>(d));  // the longest that one can be
+        const float residual = largest * std::sqrt(static_cast<float>(d));  // the longest that one can be
+        Aligned<int32_t> numbers(d);
         for (int64_t q = 0; q < tokens; ++q) {
-            const float* vector = query.query + (first + q) * d;
-            float top = 0;
-            for (int64_t i = 0; i < d; ++i) top = std::max(top, std::fabs(vector[i]));
-            // Floats whose step would have no inverse count as zeros.
-            const float step = top > 1e-30f ? top / 127.0f : 1.0f, inverse = 1.0f / step;
-            int64_t sum = 0, sizes = 0;
-            double square = 0, missed = 0;
-            for (int64_t i = 0; i < d; ++i) {
-                const int32_t level = whole(vector[i], inverse);
-                const double rest = vector[i] - static_cast<double>(step) * level;
-                sum += level;
-                sizes += std::abs(level);
-                missed += rest * rest;
-                square += static_cast<double>(vector[i]) * vector[i];
-            }
+            const Level level = put_levels(query.query + (first + q) * d, d,
+                                           [&](int64_t i, int32_t number) { numbers[i] = number; });
             for (int64_t i = 0; i < spread_.steps * kInputs; ++i) {
                 const int64_t dimension = spread_.dimension(i);
-                if (dimension >= 0)
-                    query_[column_place(i, q)] = static_cast<int8_t>(whole(vector[dimension], inverse));
+                if (dimension >= 0) query_[column_place(i, q)] = static_cast<int8_t>(numbers[dimension]);
             }
-            scale_[q] = step * unit_;
-            bias_[q] = offset_ * step * static_cast<float>(sum);
-            error_ += static_cast<float>(std::sqrt(missed) * residual + static_cast<double>(step) * sizes * wrong +
-                                         kRounding * std::sqrt(square));
+            scale_[q] = level.step * unit_;
+            bias_[q] = offset_ * level.step * static_cast<float>(level.sum);
+            // A sum of D sizes is at most sqrt(D) times the length.
+            const float rounded = (level.length + level.missed) * std::sqrt(static_cast<float>(d)) * wrong;
+            error_ += level.missed * residual + rounded + kRounding * level.length;
         }
     }
 
@@ -85,7 +72,7 @@ class EstimatedSums {
 
   private:
     // Weights on levels, as many of 128 to 255 as fit them best; returns what they are wrong by at most.
-    float put_levels(const float* weights, const uint8_t* buckets) {
+    float fit_levels(const float* weights, const uint8_t* buckets) {
         const int64_t count = 1 << spread_.nbits;
         const auto [low, high] = std::minmax_element(weights, weights + count);
         offset_ = *low;
@@ -136,10 +123,96 @@ bool estimate(const ResidualQuery& query, const PackedTokens& index, const int64
     return true;
 }
 
+// Rows of bytes, 128 too large.
+int64_t inputs_of(int64_t d) { return (d + 3) / 4 * 4; }
+
+void pack(const float* centroids, int64_t k, int64_t d, uint8_t* rows, float* steps) {
+    const int64_t inputs = inputs_of(d);
+    std::fill(rows, rows + k * inputs, uint8_t{128});
+    for (int64_t c = 0; c < k; ++c)
+        steps[c] = put_levels(centroids + c * d, d, [&](int64_t i, int32_t number) {
+                       rows[c * inputs + i] = static_cast<uint8_t>(number + 128);
+                   }).step;
+}
+
+// Scores of centroids with up to kColumns query tokens.
+class LevelScores {
+  public:
+    LevelScores(const float* query, int64_t tokens, int64_t d) : inputs_(inputs_of(d)), columns_(inputs_ * kColumns) {
+        for (int64_t q = 0; q < tokens; ++q) {
+            const Level level = put_levels(query + q * d, d, [&](int64_t i, int32_t number) {
+                columns_[column_place(i, q)] = static_cast<int8_t>(number);
+            });
+            scale_[q] = level.step;
+            bias_[q] = -128.0f * level.step * static_cast<float>(level.sum);
+        }
+    }
+
+    // scores float32 [count <= kShared][kColumns]
+    void score(const uint8_t* rows, const float* steps, int64_t count, float (*scores)[kColumns]) const {
+        alignas(64) int32_t sums[kShared][kColumns];
+        if (count == kShared)
+            byte_products<kShared, 2>(rows, inputs_, columns_.data(), sums);
+        else
+            for (int64_t t = 0; t < count; ++t) byte_products<1, 2>(rows + t * inputs_, inputs_, columns_.data(), sums + t);
+        for (int64_t t = 0; t < count; ++t)
+            for (int q = 0; q < kColumns; q += kLanes) {
+                const Whole sum = *reinterpret_cast<const Whole*>(sums[t] + q);
+                store(scores[t] + q, (load(scale_ + q) * __builtin_convertvector(sum, Vec) + load(bias_ + q)) * splat(steps[t]));
+            }
+    }
+
+  private:
+    const int64_t inputs_;
+    Aligned<int8_t> columns_;
+    float scale_[kColumns] = {}, bias_[kColumns] = {};
+};
+
+void level_table(const uint8_t* rows, const float* steps, int64_t k, int64_t d, const float* query, int64_t tokens,
+                 int64_t stride, uint8_t* table, float* range) {
+    const int64_t inputs = inputs_of(d);
+    alignas(64) float scores[kShared][kColumns];
+    // Twice over: to score anew costs less than to keep the scores.
+    for (int turn = 0; turn < 2; ++turn) {
+        const float factor = 255.0f / std::max(range[1] - range[0], 1e-9f);
+        for (int64_t first = 0; first < stride; first += kColumns) {
+            const int64_t here = std::min<int64_t>(kColumns, tokens - first);
+            const LevelScores columns(query + first * d, here, d);
+            alignas(64) float low[kColumns], high[kColumns];
+            std::fill(low, low + kColumns, std::numeric_limits<float>::infinity());
+            std::fill(high, high + kColumns, -std::numeric_limits<float>::infinity());
+            const uint32_t real = ~uint32_t{0} >> (kColumns - here);
+            for (int64_t c = 0; c < k; c += kShared) {
+                const int64_t count = std::min<int64_t>(kShared, k - c);
+                columns.score(rows + c * inputs, steps + c, count, scores);
+                for (int64_t t = 0; t < count; ++t)
+                    for (int q = 0; q < kColumns; q += kLanes) {
+                        const __m512 score = _mm512_load_ps(scores[t] + q);
+                        if (turn == 0) {
+                            _mm512_store_ps(low + q, _mm512_min_ps(_mm512_load_ps(low + q), score));
+                            _mm512_store_ps(high + q, _mm512_max_ps(_mm512_load_ps(high + q), score));
+                            continue;
+                        }
+                        const __m512 level = _mm512_fmadd_ps(_mm512_sub_ps(score, _mm512_set1_ps(range[0])),
+                                                             _mm512_set1_ps(factor), _mm512_set1_ps(0.5f));
+                        const __m512i whole_level = _mm512_cvttps_epi32(_mm512_min_ps(level, _mm512_set1_ps(255.0f)));
+                        const __m128i bytes = _mm512_maskz_cvtusepi32_epi8(
+                            static_cast<__mmask16>(real >> q), whole_level);
+                        _mm_storeu_si128(reinterpret_cast<__m128i*>(table + (c + t) * stride + first + q), bytes);
+                    }
+            }
+            for (int64_t q = 0; turn == 0 && q < here; ++q) {
+                range[0] = std::min(range[0], low[q]);
+                range[1] = std::max(range[1], high[q]);
+            }
+        }
+    }
+}
+
 }  // namespace
 
 extern const EstimateKernels estimate_table;
-const EstimateKernels estimate_table{estimate};
+const EstimateKernels estimate_table{estimate, inputs_of, pack, level_table};
 
 }  // namespace HR_VARIANT
 }  // namespace hr

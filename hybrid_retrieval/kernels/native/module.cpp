@@ -313,6 +313,12 @@ class Codec {
         } else {
             centroids_.assign(centroids.data(), centroids.data() + centroids.size());
         }
+        if (variant_.estimates) {
+            const auto k = static_cast<int64_t>(k_), d = static_cast<int64_t>(d_);
+            rows_.resize(k * variant_.estimates->inputs(d));
+            row_steps_.resize(k_);
+            variant_.estimates->pack(centroids.data(), k, d, rows_.data(), row_steps_.data());
+        }
     }
     Codec(const Codec&) = delete;
 
@@ -348,6 +354,68 @@ class Codec {
                                      tokens, least, most, out.data());
         }
         return owned(std::move(out), {scores.shape(0), scores.shape(1)});
+    }
+
+    bool rough_levels() const { return variant_.estimates != nullptr; }
+
+    // (uint8 [K, stride], least, most): what `levels` makes of scores that are good to about .002
+    nb::object level_table(Matrix query) const {
+        require(rough_levels(), "this variant has no rough levels");
+        require(query.shape(1) == d_ && query.shape(0) > 0, "query must be float32 [Lq, D]");
+        const size_t stride = round_up(query.shape(0), 32);
+        hr::Uninitialised<uint8_t> out(k_ * stride);
+        float range[2] = {INFINITY, -INFINITY};
+        {
+            nb::gil_scoped_release released;
+            variant_.estimates->level_table(rows_.data(), row_steps_.data(), static_cast<int64_t>(k_),
+                                            static_cast<int64_t>(d_), query.data(),
+                                            static_cast<int64_t>(query.shape(0)), static_cast<int64_t>(stride),
+                                            out.data(), range);
+        }
+        return nb::make_tuple(owned(std::move(out), {k_, stride}), range[0], range[1]);
+    }
+
+    // Fill in the rows of scores [K, stride] for the codes of windows, as centroid_scores has them, where `known` uint8
+    // [K] is 0.
+    void fill(Matrix query, nb::ndarray<float, nb::ndim<2>, nb::c_contig, nb::device::cpu> scores,
+              nb::ndarray<uint8_t, nb::ndim<1>, nb::c_contig, nb::device::cpu> known, Array<uint32_t, nb::ndim<1>> codes,
+              Offsets starts, Offsets lengths) const {
+        require(rough_levels(), "this variant has no rough levels");
+        require(query.shape(1) == d_ && query.shape(0) > 0, "query must be float32 [Lq, D]");
+        const size_t stride = round_up(query.shape(0), 32);
+        require(scores.shape(0) == k_ && scores.shape(1) == stride, "scores must be float32 [K, Lq rounded up to 32]");
+        require(known.shape(0) == k_, "known must be uint8 [K]");
+        check_spans(starts, lengths, codes.shape(0));
+        bool within = true;
+        {
+            nb::gil_scoped_release released;
+            const std::vector<float> columns = columns_of(query, stride);
+            std::vector<uint32_t> waiting;
+            std::vector<float> rows(kFilled * d_), out(kFilled * stride);
+            const auto compute = [&] {
+                for (size_t i = 0; i < waiting.size(); ++i)
+                    std::copy_n(centroids_.data() + waiting[i] * d_, d_, rows.data() + i * d_);
+                variant_.layers.multiply(rows.data(), static_cast<int64_t>(waiting.size()), static_cast<int64_t>(d_),
+                                         columns.data(), static_cast<int64_t>(stride), out.data());
+                for (size_t i = 0; i < waiting.size(); ++i)
+                    std::copy_n(out.data() + i * stride, stride, scores.data() + waiting[i] * stride);
+                waiting.clear();
+            };
+            for (size_t w = 0; within && w < starts.shape(0); ++w)
+                for (int64_t t = starts(w); t < starts(w) + lengths(w); ++t) {
+                    const uint32_t code = codes(t);
+                    if (code >= k_) {
+                        within = false;
+                        break;
+                    }
+                    if (known(code)) continue;
+                    known(code) = 1;
+                    waiting.push_back(code);
+                    if (waiting.size() == kFilled) compute();
+                }
+            compute();
+        }
+        require(within, "a token's code is not below the number of centroids");
     }
 
     // float32 [W]: MaxSim of windows of packed tokens. inverse_norms float32 [T] belongs to codes and residuals: zeros at
@@ -429,6 +497,7 @@ class Codec {
     }
 
   private:
+    static constexpr size_t kFilled = 64;    // centroids whose scores are filled in together
     static constexpr size_t kScored = 1024;  // centroids whose scores are still in a near cache when their range is read
 
     static size_t round_up(size_t tokens, size_t to) { return (tokens + to - 1) / to * to; }
@@ -457,10 +526,15 @@ class Codec {
                 static_cast<int64_t>(query.shape(0))};
     }
 
-    void products(const Matrix& query, size_t stride, float* out, float* range) const {
+    std::vector<float> columns_of(const Matrix& query, size_t stride) const {
         std::vector<float> columns(d_ * stride);
         for (size_t q = 0; q < query.shape(0); ++q)
             for (size_t i = 0; i < d_; ++i) columns[i * stride + q] = query(q, i);
+        return columns;
+    }
+
+    void products(const Matrix& query, size_t stride, float* out, float* range) const {
+        const std::vector<float> columns = columns_of(query, stride);
         for (size_t c = 0; c < k_; c += kScored) {
             const auto count = static_cast<int64_t>(std::min(kScored, k_ - c)), width = static_cast<int64_t>(stride);
             float* to = out + c * stride;
@@ -522,6 +596,8 @@ class Codec {
     std::vector<int16_t> table_levels_, levels_;
     hr::Aligned<int8_t> digits_;  // the centroids', where the variant has tiles; else centroids_ holds them
     std::vector<float> digit_steps_;
+    hr::Aligned<uint8_t> rows_;  // the centroids as bytes, where there are estimates
+    std::vector<float> row_steps_;
     std::vector<float> squares_, scales_;
 };
 
@@ -588,6 +664,9 @@ NB_MODULE(_native, m) {
         .def("maxsim", &Codec::maxsim, "query"_a, "scores"_a, "codes"_a, "residuals"_a,
              "inverse_norms"_a, "starts"_a, "lengths"_a)
         .def_prop_ro("estimates", &Codec::estimates)
+        .def_prop_ro("rough_levels", &Codec::rough_levels)
+        .def("level_table", &Codec::level_table, "query"_a)
+        .def("fill", &Codec::fill, "query"_a, "scores"_a, "known"_a, "codes"_a, "starts"_a, "lengths"_a)
         .def("estimate", &Codec::estimate, "query"_a, "scores"_a, "codes"_a, "residuals"_a, "inverse_norms"_a,
              "starts"_a, "lengths"_a)
         .def("candidates", &Codec::candidates, "table"_a, "tokens"_a, "nprobe"_a, "lists"_a, "list_offsets"_a,

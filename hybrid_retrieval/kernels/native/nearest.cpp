@@ -9,7 +9,6 @@
 
 #include "aligned.h"
 #include "bytes.h"
-#include "spread.h"
 #include "variants.h"
 #include "vectors.h"
 
@@ -20,34 +19,6 @@ namespace {
 constexpr int64_t kTogether = 256;  // vectors that go past centroids while these are in the nearest cache
 // What sums of float32 are wrong by at most, for vectors of length 1.
 constexpr float kRounding = 1e-5f;
-
-struct Level {
-    float step;
-    int32_t sum;
-    float missed, length;  // of v - step * V and of v
-};
-
-// Put [d] floats on whole numbers between -127 and 127: put(i, number).
-template <typename Put>
-Level put_levels(const float* values, int64_t d, const Put& put) {
-    float top = 0;
-    for (int64_t i = 0; i < d; ++i) top = std::max(top, std::fabs(values[i]));
-    // Floats whose step would have no inverse count as zeros.
-    Level level{top > 1e-30f ? top / 127.0f : 1.0f, 0, 0, 0};
-    const float inverse = 1.0f / level.step;
-    double missed = 0, square = 0;
-    for (int64_t i = 0; i < d; ++i) {
-        const int32_t number = whole(values[i], inverse);
-        const double rest = values[i] - static_cast<double>(level.step) * number;
-        missed += rest * rest;
-        square += static_cast<double>(values[i]) * values[i];
-        level.sum += number;
-        put(i, number);
-    }
-    level.missed = static_cast<float>(std::sqrt(missed));
-    level.length = static_cast<float>(std::sqrt(square));
-    return level;
-}
 
 // Packed: of every kColumns centroids the bytes, as columns stand, and a `Facts`.
 struct Facts {

@@ -94,6 +94,13 @@ struct EstimateKernels {
     // scores [W], errors [W]: what each is wrong by at most; -inf and 0 for a window without tokens; false as above
     bool (*maxsim)(const ResidualQuery& query, const PackedTokens& index, const int64_t* starts, const int64_t* lengths,
                    int64_t windows, float* scores, float* errors);
+    // centroids float32 [K, D] -> rows uint8 [K, inputs(D)], and steps float32 [K]
+    int64_t (*inputs)(int64_t d);
+    void (*pack)(const float* centroids, int64_t k, int64_t d, uint8_t* rows, float* steps);
+    // What `levels` makes of the scores of all centroids (to about .002) with query [tokens, D]: table [K, stride], range
+    // [2] as above
+    void (*level_table)(const uint8_t* rows, const float* steps, int64_t k, int64_t d, const float* query,
+                        int64_t tokens, int64_t stride, uint8_t* table, float* range);
 };
 
 // Products in digits, on the variant that has tiles.
