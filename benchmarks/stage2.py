@@ -104,38 +104,44 @@ def work_of(questions: Questions, folder: Path) -> float:
 
 
 def matrix_rates(device: str, threads: int) -> dict[str, float]:
-    """GFLOP/s of one large product of torch's, by type of numbers."""
+    """GFLOP/s of one large product of torch's at its best, by type of numbers."""
     import torch
 
     torch.set_num_threads(threads)
-    size, rates = (8192 if device == "cuda" else 2048), {}
+    size = 8192 if device == "cuda" else 2048
 
-    def timed(product: Callable[[], object], rows: int, rounds: int = 7) -> float:
-        seconds = []
-        for _ in range(rounds):
-            began = time.perf_counter()
-            product()
-            if device == "cuda":
-                torch.cuda.synchronize()
-            seconds.append(time.perf_counter() - began)
-        return 2 * rows * size * size / float(np.median(seconds[1:])) / 1e9
+    def rate(make: Callable[[], Callable[[], object]]) -> float:
+        best = float("inf")
+        for _ in range(5):
+            product = make()  # in other memory, which can make a difference
+            for _ in range(4):
+                began = time.perf_counter()
+                product()
+                if device == "cuda":
+                    torch.cuda.synchronize()
+                best = min(best, time.perf_counter() - began)
+        return 2 * size**3 / best / 1e9
 
-    kinds = [torch.float32, torch.bfloat16] + ([torch.float16] if device == "cuda" else [])
-    for kind in kinds:
+    def floats(kind: Any) -> Callable[[], object]:
         a, b = (torch.randn(size, size, device=device).to(kind) for _ in range(2))
-        rates[str(kind).removeprefix("torch.")] = timed(lambda a=a, b=b: a @ b, size)
-    if device == "cuda":
-        if torch.cuda.get_device_capability() >= (8, 9):
-            from torch.nn import functional
+        return lambda: a @ b
 
-            row = functional.ScalingType.RowWise
-            a, b = (torch.randn(size, size, device=device).to(torch.float8_e4m3fn) for _ in range(2))
-            ones = torch.ones(size, 1, device=device)
-            options = {"output_dtype": torch.bfloat16}
-            rates["float8"] = timed(lambda: functional.scaled_mm(a, b.t(), ones, row, ones.t(), row, **options), size)
-        return rates
-    codes = [torch.randint(-127, 128, (size, size), dtype=torch.int8) for _ in range(2)]
-    rates["int8"] = timed(lambda: torch._int_mm(*codes), size)
+    def float8() -> Callable[[], object]:
+        functional = torch.nn.functional
+        row, ones = functional.ScalingType.RowWise, torch.ones(size, 1, device=device)
+        a, b = (torch.randn(size, size, device=device).to(torch.float8_e4m3fn) for _ in range(2))
+        return lambda: functional.scaled_mm(a, b.t(), ones, row, ones.t(), row, output_dtype=torch.bfloat16)
+
+    def int8() -> Callable[[], object]:
+        codes = [torch.randint(-127, 128, (size, size), dtype=torch.int8) for _ in range(2)]
+        return lambda: torch._int_mm(*codes)
+
+    kinds = ["float32", "bfloat16", *(["float16"] if device == "cuda" else [])]
+    rates = {kind: rate(lambda kind=kind: floats(getattr(torch, kind))) for kind in kinds}
+    if device == "cpu":
+        rates["int8"] = rate(int8)
+    elif torch.cuda.get_device_capability() >= (8, 9):
+        rates["float8"] = rate(float8)
     return rates
 
 

@@ -8,6 +8,7 @@ dropped: rows do not see each other.
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -19,6 +20,7 @@ from torch import Tensor
 from hybrid_retrieval.rerankers.unpadded import UnpaddedClassifier
 
 logger = logging.getLogger(__name__)
+_one_at_a_time = threading.Lock()  # CUDA records one graph at a time in a process
 
 TOKENS = (128, 256, 512, 768, 1024, 1536, 2048)
 """Of the shapes. With more, bge-reranker-v2-m3's arithmetic takes longer than its launches."""
@@ -60,18 +62,30 @@ class Recording:
         self._ids, self._positions = (torch.zeros(shape.tokens, dtype=torch.int64, device=device) for _ in range(2))
         self._types = torch.zeros_like(self._ids) if types else None
         self._starts = torch.zeros(shape.rows + 1, dtype=torch.int64, device=device)
-        # Something to record: as many rows as there can be.
-        some = np.ones(shape.tokens, np.int64)
-        self._put(some, some, some if types else None, shape.filled([]) or [])
         self._inputs = (self._ids, self._positions, self._types, self._starts)
+        self._put_some(0)
         self._replay = record(model, self._inputs, shape.longest)
 
     def check(self) -> None:
-        """Raises `RuntimeError` where a replay does not give what the model does."""
-        found, expected = self._replay().clone(), self._model(*self._inputs, self.shape.longest)
-        worst = float((found - expected).abs().max())
-        if not worst <= CLOSE:
-            raise RuntimeError(f"a replayed logit of {self.shape.tokens} tokens is off by {worst:.3g}")
+        """Raises `RuntimeError` where replays do not give what the model does, for other rows than were recorded."""
+        for seed in (1, 2):
+            self._put_some(seed)
+            found, expected = self._replay().clone(), self._model(*self._inputs, self.shape.longest)
+            worst = float((found - expected).abs().max())
+            if not worst <= CLOSE:
+                raise RuntimeError(f"a replayed logit of {self.shape.tokens} tokens is off by {worst:.3g}")
+
+    def _put_some(self, seed: int) -> None:
+        """Rows of any tokens and of several lengths."""
+        random, shape = np.random.default_rng(seed), self.shape
+        words, places = (table.num_embeddings for table in self._model.tables)
+        lengths = random.integers(1, shape.tokens // shape.rows, shape.rows // 2, endpoint=True).tolist()
+        full = shape.filled(lengths)
+        assert full is not None
+        ids = random.integers(0, words, shape.tokens)
+        positions = np.concatenate([np.arange(length) for length in full]) % places
+        types = random.integers(0, 2, shape.tokens) if self._types is not None else None
+        self._put(ids, positions, types, full)
 
     def run(
         self,
@@ -112,12 +126,12 @@ class Recordings:
         record: Record | None = None,
         shapes: Sequence[Shape] = SHAPES,
     ) -> None:
-        """types: whether rows have token types. record: other than by a CUDA graph. Where recording fails, that is
-        warned of once, and there are none."""
+        """types: whether rows have token types. record: other than by a CUDA graph. Where recording fails or replays
+        differ, there is a warning and there are none."""
         self._recordings: list[Recording] = []
-        record = record or _cuda_graphs(device)
         try:
-            with torch.inference_mode():
+            record = record or _cuda_graphs(device)
+            with _one_at_a_time, torch.inference_mode():
                 # The largest first: the others find its memory ready.
                 for shape in sorted(shapes, reverse=True):
                     recording = Recording(model, device, shape, types, record)
@@ -152,20 +166,20 @@ class Recordings:
 def _cuda_graphs(device: Any) -> Record:
     """Records CUDA graphs that share their memory, as only one of them runs at a time."""
     pool = torch.cuda.graph_pool_handle()
+    # A stream of this device, as torch's own for recordings is of the one that was current when it was first needed.
+    stream = torch.cuda.Stream(device)
 
     def record(model: UnpaddedClassifier, inputs: Inputs, longest: int) -> Callable[[], Tensor]:
         with torch.cuda.device(device):
-            # What libraries set up when they are first called cannot be recorded; not on the stream of other work.
-            beside = torch.cuda.Stream()
-            beside.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(beside):
-                for _ in range(2):
+            stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(stream):  # also takes the thread back from it where recording fails
+                for _ in range(2):  # what libraries set up when they are first called cannot be recorded
                     model(*inputs, longest)
-            torch.cuda.current_stream().wait_stream(beside)
-            graph = torch.cuda.CUDAGraph()
-            # Other threads may use the device meanwhile.
-            with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
-                logits = model(*inputs, longest)
+                graph = torch.cuda.CUDAGraph()
+                # Other threads may use the device meanwhile.
+                with torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
+                    logits = model(*inputs, longest)
+            torch.cuda.current_stream().wait_stream(stream)
 
         def replay() -> Tensor:
             with torch.cuda.device(device):

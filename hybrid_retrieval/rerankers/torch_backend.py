@@ -74,11 +74,12 @@ class TorchRerankerBackend(RerankerBackend):
         self._copies = Copies(self.model, places)
         self.devices = self._copies.count
         self._recordings: dict[int, Recordings] = {}
-        if not self.padded and placed.type == "cuda":
+        on_cuda = [] if self.padded else [lent for lent in self._copies.all if lent[1].type == "cuda"]
+        if on_cuda:
             from hybrid_retrieval.rerankers.recorded import Recordings
 
             types = getattr(config, "type_vocab_size", 1) > 1
-            for copied, place in self._copies.all:
+            for copied, place in on_cuda:
                 self._recordings[id(copied)] = Recordings(copied, place, types=types)
 
     def forward(

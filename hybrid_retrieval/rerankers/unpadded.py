@@ -57,6 +57,11 @@ class UnpaddedClassifier(nn.Module):
             self.pad_id = None
             self.dense, self.out = body.pooler.dense, model.classifier
 
+    @property
+    def tables(self) -> tuple[nn.Embedding, nn.Embedding]:
+        """Of words and of positions."""
+        return self.embeddings.word_embeddings, self.embeddings.position_embeddings
+
     def to_float8(self) -> None:
         """Lay the layers' weights out in float8; a later `to` must not change the dtype."""
         for layer in self.layers:

@@ -18,8 +18,6 @@ Int64 = NDArray[np.int64]
 
 # Below this a part of the work is not worth a thread: tokens that are approximated, and tokens that are scored.
 APPROXIMATED_A_THREAD, SCORED_A_THREAD = 2_000_000, 16_384
-
-
 # Of so many centroids most have no token that is scored: only those that have one get scores in float32.
 MANY_CENTROIDS = 16_384
 

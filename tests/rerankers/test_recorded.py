@@ -95,7 +95,20 @@ def test_recordings_that_fail_or_are_wrong_are_not_used(reranker: Reranker, capl
     def wrong(model: Any, inputs: Any, longest: int) -> Callable[[], Any]:
         return lambda: model(*inputs, longest) + 1
 
-    for record, why in ((fails, "not permitted when stream"), (wrong, "off by 1")):
+    def stale(model: Any, inputs: Any, longest: int) -> Callable[[], Any]:
+        logits = model(*inputs, longest)
+        return lambda: logits
+
+    def of_other_rows(model: Any, inputs: Any, longest: int) -> Callable[[], Any]:
+        starts = inputs[3].clone()
+        return lambda: model(*inputs[:3], starts, longest)
+
+    for record, why in (
+        (fails, "not permitted when stream"),
+        (wrong, "off by 1"),
+        (stale, "off by"),
+        (of_other_rows, "off by"),
+    ):
         caplog.clear()
         with caplog.at_level(logging.WARNING):
             recorded = recordings(reranker, record)

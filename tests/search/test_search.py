@@ -17,6 +17,7 @@ from hybrid_retrieval.kernels import dispatch
 from hybrid_retrieval.kernels.reference import maxsim
 from hybrid_retrieval.ragged import Ragged
 from hybrid_retrieval.search import Searcher, steps
+from hybrid_retrieval.search.native import NativeCodec
 from hybrid_retrieval.search.searcher import Width, _needed
 from hybrid_retrieval.storage import Snapshot
 from hybrid_retrieval.types import best_first
@@ -367,13 +368,32 @@ def test_more_is_scored_where_approximate_scores_say_less(searcher: Searcher, mo
 @either_size
 @pytest.mark.parametrize("nbits", [1, 2, 4])
 def test_estimates_change_no_hit_and_no_score(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, nbits: int) -> None:
+    """In exhaustive search; in pruned search, where they have a part in how many passages are looked at, no score."""
     twins = Ragged.from_rows([*PASSAGES, *(PASSAGES[row] for row in (0, 1, 7, 7, 300))])  # ties
     searcher = make(tmp_path / "index", twins, nbits=nbits)
+    estimated: list[int] = []
+    estimate = NativeCodec.estimated_scores
+
+    def counted(*arguments: Any) -> np.ndarray:
+        found = estimate(*arguments)
+        estimated.append(found.shape[1])
+        return found
+
+    monkeypatch.setattr(NativeCodec, "estimated_scores", counted)
+    monkeypatch.setattr("hybrid_retrieval.search.native.SCORED_A_THREAD", 500)
     queries = [query_for(row, row, length=1 + row % 40) for row in (0, 1, 7, 33, 300)]
-    asked = [{"k": k, "exact": exact} for k in (1, 4, 40, 600, 605) for exact in (False, True)]
-    found = [searcher.search(query, **options) for query in queries for options in asked]
-    monkeypatch.setattr("hybrid_retrieval.search.native.NativeCodec.estimates", False)
+    asked = [{"k": k, "exact": exact, "threads": 3} for k in (1, 4, 40, 600, 605) for exact in (False, True)]
+    found = [(options, searcher.search(query, **options)) for query in queries for options in asked]
+    assert bool(estimated) == (searcher._native is not None and searcher._native.estimates)
+    monkeypatch.setattr(NativeCodec, "estimates", False)
+    estimated.clear()
     plain = [searcher.search(query, **options) for query in queries for options in asked]
-    for one, other in zip(found, plain, strict=True):
-        np.testing.assert_array_equal(one.rows, other.rows)
-        np.testing.assert_array_equal(one.scores, other.scores)
+    every = [searcher.search(query, k=605, exact=True) for query in queries for _ in asked]
+    assert not estimated
+    for (options, one), other, whole in zip(found, plain, every, strict=True):
+        if options["exact"]:
+            np.testing.assert_array_equal(one.rows, other.rows)
+            np.testing.assert_array_equal(one.scores, other.scores)
+        by_row = dict(zip(whole.rows.tolist(), whole.scores.tolist(), strict=True))
+        assert [by_row[row] for row in one.rows.tolist()] == one.scores.tolist()
+        assert len(np.intersect1d(one.rows, other.rows)) >= 0.95 * len(other.rows)

@@ -25,14 +25,16 @@ Level put_levels(const float* values, int64_t d, const Put& put) {
     Level level{top > 1e-30f ? top / 127.0f : 1.0f, 0, 0, 0};
     const float inverse = 1.0f / level.step;
     double missed = 0, square = 0;
+    int64_t sum = 0;
     for (int64_t i = 0; i < d; ++i) {
         const int32_t number = whole(values[i], inverse);
         const double rest = values[i] - static_cast<double>(level.step) * number;
         missed += rest * rest;
         square += static_cast<double>(values[i]) * values[i];
-        level.sum += number;
+        sum += number;
         put(i, number);
     }
+    level.sum = static_cast<int32_t>(sum);
     level.missed = static_cast<float>(std::sqrt(missed));
     level.length = static_cast<float>(std::sqrt(square));
     return level;

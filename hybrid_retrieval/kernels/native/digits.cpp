@@ -235,6 +235,8 @@ void nearest(const int8_t* packed, const float* steps, const float*, const float
 
 // ---- Residuals
 
+static_assert(kInputs == kTileInputs);
+
 // Query tokens and the residuals' weights in two digits.
 class DigitSums {
   public:

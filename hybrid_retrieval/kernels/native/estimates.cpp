@@ -3,7 +3,8 @@
 //
 // A query token q is step * Q, Q whole numbers of 8 bits, and a residual w is offset + unit * L, L of 0 to 255. So
 // q.w = offset * sum(step * Q) + step * unit * Q.L + error, and |error| <= |q - step * Q| |w| + sum |step * Q| * e, where
-// e is the most that a weight differs from its level.
+// e is the most that a weight differs from its level. What the tables (lookup.cpp) round is added: the bound is on the
+// difference from their scores.
 //
 // The centroids' scores on 256 levels, which choose and prune, come from bytes as well.
 #include "bytes.h"
@@ -13,7 +14,7 @@ namespace hr {
 namespace HR_VARIANT {
 namespace {
 
-// Exact scores are rounded too: to about 1e-6 of a similarity, more where vectors are odd.
+// What float32 rounds in a similarity, at most, for a query token of length 1; more than it ever is.
 constexpr float kRounding = 1e-4f;
 
 static_assert(kRow == kColumns);
@@ -24,8 +25,11 @@ class EstimatedSums {
         : few_(query.tokens - first <= kRow / 2), spread_(index.width, index.per_byte), spreader_(spread_), query_(spread_.steps * kInputs * kRow),
           unpacked_(spread_.steps * kInputs * kShared) {
         const float wrong = fit_levels(query.weights, query.buckets);
-        float largest = 0;
-        for (int64_t b = 0; b < 1 << spread_.nbits; ++b) largest = std::max(largest, std::fabs(query.weights[b]));
+        float largest = 0, range = 0;
+        for (int64_t b = 0; b < 1 << spread_.nbits; ++b) {
+            largest = std::max(largest, std::fabs(query.weights[b]));
+            range = std::max(range, query.weights[b] - offset_);
+        }
         const int64_t d = index.dimensions, tokens = std::min<int64_t>(kRow, query.tokens - first);
         const float residual = largest * std::sqrt(static_cast<float>(d));  // the longest that one can be
         Aligned<int32_t> numbers(d);
@@ -40,7 +44,10 @@ class EstimatedSums {
             bias_[q] = offset_ * level.step * static_cast<float>(level.sum);
             // A sum of D sizes is at most sqrt(D) times the length.
             const float rounded = (level.length + level.missed) * std::sqrt(static_cast<float>(d)) * wrong;
-            error_ += level.missed * residual + rounded + kRounding * level.length;
+            // Exact scores are rounded as well: each half byte by half a step of the tables (tables.cpp).
+            const float step = range * largest_sum(query.query + (first + q) * d, d, kSummed / 2 * index.per_byte) /
+                               (65535 - 2 * kSummed);
+            error_ += level.missed * residual + rounded + static_cast<float>(index.width) * step + kRounding * level.length;
         }
     }
 
@@ -71,6 +78,17 @@ class EstimatedSums {
     float error() const { return error_; }
 
   private:
+    // The largest sum of sizes of `together` values side by side.
+    static float largest_sum(const float* values, int64_t d, int64_t together) {
+        float largest = 0;
+        for (int64_t i = 0; i < d; i += together) {
+            float sum = 0;
+            for (int64_t j = i; j < std::min(d, i + together); ++j) sum += std::fabs(values[j]);
+            largest = std::max(largest, sum);
+        }
+        return largest;
+    }
+
     // Weights on levels, as many of 128 to 255 as fit them best; returns what they are wrong by at most.
     float fit_levels(const float* weights, const uint8_t* buckets) {
         const int64_t count = 1 << spread_.nbits;

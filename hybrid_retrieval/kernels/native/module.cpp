@@ -662,13 +662,14 @@ NB_MODULE(_native, m) {
         .def("centroid_scores", &Codec::centroid_scores, "query"_a)
         .def("levels", &Codec::levels, "scores"_a, "tokens"_a, "least"_a, "most"_a)
         .def("maxsim", &Codec::maxsim, "query"_a, "scores"_a, "codes"_a, "residuals"_a,
-             "inverse_norms"_a, "starts"_a, "lengths"_a)
+             "inverse_norms"_a.noconvert(), "starts"_a, "lengths"_a)
         .def_prop_ro("estimates", &Codec::estimates)
         .def_prop_ro("rough_levels", &Codec::rough_levels)
         .def("level_table", &Codec::level_table, "query"_a)
-        .def("fill", &Codec::fill, "query"_a, "scores"_a, "known"_a, "codes"_a, "starts"_a, "lengths"_a)
-        .def("estimate", &Codec::estimate, "query"_a, "scores"_a, "codes"_a, "residuals"_a, "inverse_norms"_a,
+        .def("fill", &Codec::fill, "query"_a, "scores"_a.noconvert(), "known"_a.noconvert(), "codes"_a,
              "starts"_a, "lengths"_a)
+        .def("estimate", &Codec::estimate, "query"_a, "scores"_a, "codes"_a, "residuals"_a,
+             "inverse_norms"_a.noconvert(), "starts"_a, "lengths"_a)
         .def("candidates", &Codec::candidates, "table"_a, "tokens"_a, "nprobe"_a, "lists"_a, "list_offsets"_a,
              "windows"_a, "most"_a, "allowed"_a = nb::none())
         .def("approximate", &Codec::approximate, "table"_a, "codes"_a, "starts"_a, "lengths"_a);

@@ -17,8 +17,8 @@ namespace HR_VARIANT {
 namespace {
 
 constexpr int64_t kTogether = 256;  // vectors that go past centroids while these are in the nearest cache
-// What sums of float32 are wrong by at most, for vectors of length 1.
-constexpr float kRounding = 1e-5f;
+// What float32 rounds at most: of a product of vectors of length 1, and of half the square of a centroid of length 1.
+constexpr float kRounding = 1e-5f, kSquareRounding = 1e-6f;
 
 // Packed: of every kColumns centroids the bytes, as columns stand, and a `Facts`.
 struct Facts {
@@ -86,7 +86,7 @@ class Search {
                 to[j] = static_cast<uint8_t>(number + 128);
             });
             const float wrong = level.missed * longest_ + (level.length + level.missed) * missed_ +
-                                kRounding * level.length * longest_;
+                                (kRounding * level.length + kSquareRounding * longest_) * longest_;
             steps_[i] = level.step;
             margins_[i] = 2 * wrong;
             best_[i] = -std::numeric_limits<float>::infinity();
