@@ -18,8 +18,9 @@ Int64 = NDArray[np.int64]
 
 # Below this a part of the work is not worth a thread: tokens that are approximated, and tokens that are scored.
 APPROXIMATED_A_THREAD, SCORED_A_THREAD = 2_000_000, 16_384
-# Of so many centroids most have no token that is scored: only those that have one get scores in float32.
-MANY_CENTROIDS = 16_384
+# Of so many centroids, and of more than so many for each token that is scored in any case, most have no token that is
+# scored: only those that have one get scores in float32.
+MANY_CENTROIDS, CENTROIDS_A_TOKEN = 16_384, 2
 
 
 class CentroidScores(NamedTuple):
@@ -49,12 +50,13 @@ class NativeCodec:
             variant, np.ascontiguousarray(codec.centroids), np.ascontiguousarray(codec.weights), buckets
         )
 
-    def centroid_scores(self, query: Float32, *, pruned: bool) -> CentroidScores:
-        """Step 1: every centroid with every query token [Lq, D]. pruned: for a search that scores few windows, which,
-        where centroids are many, makes do with levels from scores to about .002."""
-        if pruned and self._codec.rough_levels and self._num_centroids >= MANY_CENTROIDS:
-            table, least, most = self._codec.level_table(query)
-            return CentroidScores(np.empty(table.shape, np.float32), least, most, np.zeros(len(table), np.uint8), table)
+    def centroid_scores(self, query: Float32, scored: float) -> CentroidScores:
+        """Step 1: every centroid with every query token [Lq, D]. scored: passage tokens that will be scored in any
+        case; where these are few for the centroids, levels come from scores to about .002."""
+        least = max(MANY_CENTROIDS, CENTROIDS_A_TOKEN * scored)
+        if self._codec.rough_levels and self._num_centroids >= least:
+            table, low, high = self._codec.level_table(query)
+            return CentroidScores(np.empty(table.shape, np.float32), low, high, np.zeros(len(table), np.uint8), table)
         return CentroidScores(*self._codec.centroid_scores(query))
 
     def table(self, scores: CentroidScores, tokens: int) -> NDArray[np.uint8]:

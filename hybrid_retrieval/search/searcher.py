@@ -174,8 +174,10 @@ class Searcher:
     def _search(
         self, query: Float32, k: int, exact: bool, nprobe: int, width: Width, threads: int, bound: bool
     ) -> Found:
-        native = self._native
-        centroid = None if native is None else native.centroid_scores(query, pruned=not exact)
+        native, tokens = self._native, self.snapshot.num_tokens
+        if not exact:
+            tokens = width.first * tokens // sum(map(len, self._all_rows))
+        centroid = None if native is None else native.centroid_scores(query, tokens)
         if exact:
             candidates = Approximated(self._all_rows, np.zeros(sum(map(len, self._all_rows)), np.float32))
             order = np.arange(len(candidates.scores))

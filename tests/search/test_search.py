@@ -83,8 +83,18 @@ def test_where_centroids_are_many_the_scores_are_the_very_same(
     queries = [query_for(row, row) for row in range(0, 600, 60)]
     exact = [searcher.search(query, k=600, exact=True) for query in queries]
     few = [searcher.search(query, k=k) for query in queries]
+    rough: list[bool] = []
+    filled = NativeCodec._spans
+
+    def seen(codec: NativeCodec, query: np.ndarray, scores: Any, *others: Any) -> Any:
+        rough.append(scores.known is not None)
+        return filled(codec, query, scores, *others)
+
+    monkeypatch.setattr(NativeCodec, "_spans", seen)
     monkeypatch.setattr("hybrid_retrieval.search.native.MANY_CENTROIDS", 1)
+    monkeypatch.setattr("hybrid_retrieval.search.native.CENTROIDS_A_TOKEN", 0)
     many = [searcher.search(query, k=k, threads=1 + i % 2) for i, query in enumerate(queries)]
+    assert set(rough) == ({searcher._native._codec.rough_levels} if searcher._native is not None else set())
     same = 0
     for (rows, scores, _), one, every in zip(many, few, exact, strict=True):
         by_row = dict(zip(every.rows.tolist(), every.scores.tolist(), strict=True))
