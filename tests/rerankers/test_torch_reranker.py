@@ -186,6 +186,29 @@ def test_without_padding_the_logits_are_those_of_transformers(checkpoint: Path) 
     assert np.ptp(expected) > 0.01
 
 
+@pytest.mark.parametrize("float8", [False, True])
+@pytest.mark.parametrize("kind", list(MAKERS))
+def test_what_runs_on_cuda_fits_together(kind: str, float8: bool) -> None:
+    """On torch's meta device, which computes shapes alone but takes the way that CUDA takes, with its attention."""
+    unpadded = pytest.importorskip("hybrid_retrieval.rerankers.unpadded")
+    if unpadded._varlen() is None:
+        pytest.skip("this torch has no attention over rows of different lengths")
+    architecture = {"xlmr": "XLMRoberta", "bert": "Bert"}[kind]
+    config = getattr(transformers, f"{architecture}Config")(
+        vocab_size=50, hidden_size=64, num_hidden_layers=3, num_attention_heads=2, intermediate_size=96,
+        max_position_embeddings=80, num_labels=1, type_vocab_size=1 if kind == "xlmr" else 2,
+    )  # fmt: skip
+    with torch.device("meta"):
+        model = getattr(transformers, f"{architecture}ForSequenceClassification")(config)
+        ids, starts = torch.zeros(30, dtype=torch.int64), torch.zeros(5, dtype=torch.int64)
+        runnable = unpadded.UnpaddedClassifier(model).to(torch.bfloat16)
+    if float8:
+        runnable.to_float8()
+    with torch.inference_mode():
+        logits = runnable(ids, ids, None if kind == "xlmr" else ids, starts, 12)
+    assert (logits.shape, logits.dtype, logits.device.type) == ((4,), torch.float32, "meta")
+
+
 def test_other_classifiers_run_as_transformers_runs_them(tmp_path: Path) -> None:
     config = transformers.ElectraConfig(
         vocab_size=100, embedding_size=16, hidden_size=16, num_hidden_layers=1, num_attention_heads=2,
