@@ -18,11 +18,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hybrid_retrieval.builder.from_vectors import MOST_SAMPLE_VECTORS
 from hybrid_retrieval.builder.models import PassageTokenizer, WindowEncoder, check_encoded
 from hybrid_retrieval.builder.placing import nearest_on
 from hybrid_retrieval.builder.pooling import pool_windows
-from hybrid_retrieval.codec import ResidualCodec, train_codec
+from hybrid_retrieval.codec import MOST_SAMPLE_VECTORS, ResidualCodec, train_codec
 from hybrid_retrieval.config import PipelineConfig
 from hybrid_retrieval.errors import (
     ConfigError,

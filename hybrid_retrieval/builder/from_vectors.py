@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from hybrid_retrieval.builder.placing import nearest_on
 from hybrid_retrieval.builder.pooling import pool_windows
-from hybrid_retrieval.codec import train_codec
+from hybrid_retrieval.codec import MOST_SAMPLE_VECTORS, train_codec
 from hybrid_retrieval.config import Device, IndexConfig, PipelineConfig, RerankerConfig
 from hybrid_retrieval.errors import ArrayError, CorpusError
 from hybrid_retrieval.ragged import Ragged
@@ -21,8 +21,6 @@ from hybrid_retrieval.storage.passages import encode_id
 
 UNIT_TOLERANCE = 1e-2
 BLOCK_VECTORS = 65_536
-# Vectors that the codec is trained on, at most: they bound the memory of a build over mapped arrays.
-MOST_SAMPLE_VECTORS = 2_000_000
 POOLED_PASSAGES = 256
 
 

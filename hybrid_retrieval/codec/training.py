@@ -18,6 +18,8 @@ from hybrid_retrieval.codec.residual import ResidualCodec, check_vectors
 from hybrid_retrieval.errors import InputError
 from hybrid_retrieval.kernels.reference import NBITS
 
+# Vectors that builders sample, at most: what bounds the memory of a build.
+MOST_SAMPLE_VECTORS = 2_000_000
 ROUNDS = 4
 # More points a centroid than this change the centroids little and cost in proportion.
 POINTS_PER_CENTROID = 16

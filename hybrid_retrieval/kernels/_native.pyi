@@ -42,7 +42,7 @@ class Codec:
     @property
     def rough_levels(self) -> bool: ...
     def level_table(self, query: NDArray[np.float32]) -> tuple[NDArray[np.uint8], float, float]: ...
-    def fill(
+    def fill_scores(
         self,
         query: NDArray[np.float32],
         scores: NDArray[np.float32],
@@ -60,7 +60,7 @@ class Codec:
         inverse_norms: NDArray[np.float32],
         starts: NDArray[np.int64],
         lengths: NDArray[np.int64],
-    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]: ...
+    ) -> NDArray[np.float32]: ...
     def candidates(
         self,
         table: NDArray[np.uint8],

@@ -49,6 +49,16 @@ class Shape(NamedTuple):
 
 SHAPES = tuple(Shape(tokens, max(4, tokens // TOKENS_A_ROW), min(tokens, LONGEST)) for tokens in TOKENS)
 
+
+class Rows(NamedTuple):
+    """Of a batch: the rows' tokens one below the other, int64 [T], and how many each row has."""
+
+    ids: NDArray[np.int64]
+    positions: NDArray[np.int64]
+    types: NDArray[np.int64] | None
+    lengths: Sequence[int]
+
+
 Inputs = tuple[Tensor, Tensor, Tensor | None, Tensor]
 Record = Callable[[UnpaddedClassifier, Inputs, int], Callable[[], Tensor]]
 """(model, inputs, longest) -> what computes logits [rows] of whatever stands in the inputs when it is called."""
@@ -85,30 +95,17 @@ class Recording:
         ids = random.integers(0, words, shape.tokens)
         positions = np.concatenate([np.arange(length) for length in full]) % places
         types = random.integers(0, 2, shape.tokens) if self._types is not None else None
-        self._put(ids, positions, types, full)
+        self._put(Rows(ids, positions, types, full), full)
 
-    def run(
-        self,
-        ids: NDArray[np.int64],
-        positions: NDArray[np.int64],
-        types: NDArray[np.int64] | None,
-        lengths: Sequence[int],
-        full: Sequence[int],
-    ) -> Tensor:
-        """The logits [B] of a batch: ids, positions, types int64 [T]; full: `Shape.filled` of its lengths."""
-        self._put(ids, positions, types, full)
-        return self._replay()[: len(lengths)]
+    def run(self, rows: Rows, full: Sequence[int]) -> Tensor:
+        """The logits [B] of a batch; full: `Shape.filled` of its lengths."""
+        self._put(rows, full)
+        return self._replay()[: len(rows.lengths)]
 
-    def _put(
-        self,
-        ids: NDArray[np.int64],
-        positions: NDArray[np.int64],
-        types: NDArray[np.int64] | None,
-        full: Sequence[int],
-    ) -> None:
-        buffers = [(self._ids, ids), (self._positions, positions)]
+    def _put(self, rows: Rows, full: Sequence[int]) -> None:
+        buffers = [(self._ids, rows.ids), (self._positions, rows.positions)]
         if self._types is not None:
-            buffers.append((self._types, np.zeros_like(ids) if types is None else types))
+            buffers.append((self._types, np.zeros_like(rows.ids) if rows.types is None else rows.types))
         for buffer, values in buffers:  # what stands behind them is of rows that nobody asked about
             buffer[: len(values)].copy_(torch.from_numpy(values))
         self._starts[1:].copy_(torch.from_numpy(np.cumsum(full, dtype=np.int64)))
@@ -148,18 +145,12 @@ class Recordings:
     def __len__(self) -> int:
         return len(self._recordings)
 
-    def run(
-        self,
-        ids: NDArray[np.int64],
-        positions: NDArray[np.int64],
-        types: NDArray[np.int64] | None,
-        lengths: Sequence[int],
-    ) -> Tensor | None:
+    def run(self, rows: Rows) -> Tensor | None:
         """float32 [B] by the smallest recording that the batch fits, to be read before the next call; or None."""
         for recording in self._recordings:
-            full = recording.shape.filled(lengths)
+            full = recording.shape.filled(rows.lengths)
             if full is not None:
-                return recording.run(ids, positions, types, lengths, full)
+                return recording.run(rows, full)
         return None
 
 

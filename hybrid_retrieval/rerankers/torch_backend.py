@@ -107,7 +107,9 @@ class TorchRerankerBackend(RerankerBackend):
         arrays = ids[real], model.positions(ids, mask)[real], None if types is None else types[real]
         recordings = self._recordings.get(id(model))
         if recordings is not None:
-            found = recordings.run(*arrays, lengths)
+            from hybrid_retrieval.rerankers.recorded import Rows
+
+            found = recordings.run(Rows(*arrays, lengths))
             if found is not None:
                 return found
         starts = np.cumsum([0, *lengths])

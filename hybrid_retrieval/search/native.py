@@ -45,7 +45,7 @@ class NativeCodec:
 
     def __init__(self, codec: ResidualCodec, variant: str) -> None:
         buckets = bucket_table(codec.nbits)
-        self._num_centroids = codec.num_centroids
+        self._num_centroids, self._nbits = codec.num_centroids, codec.nbits
         self._codec: Any = dispatch.module().Codec(
             variant, np.ascontiguousarray(codec.centroids), np.ascontiguousarray(codec.weights), buckets
         )
@@ -106,67 +106,41 @@ class NativeCodec:
         )
         return result
 
-    def exact_scores(
+    @property
+    def estimates(self) -> bool:
+        """Whether `scores` can be estimated, and that is cheaper: of one bit the tables are as quick."""
+        return bool(self._codec.estimates) and self._nbits > 1
+
+    def scores(
         self,
         query: Float32,
-        scores: CentroidScores,
+        centroid: CentroidScores,
         segment: Segment,
         inverse_norms: Float32,
         windows: Int64,
         threads: int,
+        roughly: bool,
     ) -> Float32:
-        """Step 4. float32: MaxSim of windows from their packed residuals, to about 1e-4 of `steps.exact_scores`.
+        """Step 4. float32 [2, W]: MaxSim of windows from their packed residuals, to about 1e-4 of `steps.exact_scores`,
+        and zeros; or, roughly, estimates of that, mostly to .005, and what each is wrong by at most, which is sure. A
+        window without tokens has -inf and 0.
 
         inverse_norms: float32 [T] of the segment, zeros at first: filled in for the tokens that are scored, and read
         the next time.
         """
-        starts, lengths = self._spans(query, scores, segment, windows)
-        result: Float32 = _shared(
-            lambda part: self._codec.maxsim(
-                query, scores.values, segment.codes, segment.residuals, inverse_norms, starts[part], lengths[part]
-            ),
-            lengths,
-            threads,
-            SCORED_A_THREAD,
-        )
-        return result
-
-    @property
-    def estimates(self) -> bool:
-        """Whether these kernels have `estimated_scores` for residuals of this size, and they are the cheaper ones."""
-        return bool(self._codec.estimates)
-
-    def estimated_scores(
-        self,
-        query: Float32,
-        scores: CentroidScores,
-        segment: Segment,
-        inverse_norms: Float32,
-        windows: Int64,
-        threads: int,
-    ) -> Float32:
-        """float32 [2, W]: estimates of `exact_scores`, mostly to .005, and what each is wrong by at most, which is
-        sure. A window without tokens has -inf and 0."""
-        starts, lengths = self._spans(query, scores, segment, windows)
-        result: Float32 = _shared(
-            lambda part: np.stack(
-                self._codec.estimate(
-                    query, scores.values, segment.codes, segment.residuals, inverse_norms, starts[part], lengths[part]
-                )
-            ),
-            lengths,
-            threads,
-            SCORED_A_THREAD,
-        )
-        return result
-
-    def _spans(self, query: Float32, scores: CentroidScores, segment: Segment, windows: Int64) -> tuple[Int64, Int64]:
-        """Starts and lengths of the windows, once all of their centroids have scores."""
         starts = segment.token_offsets[windows]
         lengths = segment.token_offsets[windows + 1] - starts
-        if scores.known is not None:
-            self._codec.fill(query, scores.values, scores.known, segment.codes, starts, lengths)
-        return starts, lengths
+        if centroid.known is not None:
+            self._codec.fill_scores(query, centroid.values, centroid.known, segment.codes, starts, lengths)
+        kernel = self._codec.estimate if roughly else self._codec.maxsim
+
+        def part(chosen: slice) -> Float32:
+            tokens = segment.codes, segment.residuals, inverse_norms
+            found: Float32 = kernel(query, centroid.values, *tokens, starts[chosen], lengths[chosen])
+            return found if roughly else np.stack([found, np.zeros_like(found)])
+
+        result: Float32 = _shared(part, lengths, threads, SCORED_A_THREAD)
+        return result
 
 
 def _shared(work: Callable[[slice], Any], lengths: Int64, threads: int, worth: int) -> Any:

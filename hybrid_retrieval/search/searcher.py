@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -152,7 +152,7 @@ class Searcher:
         threads = threads or available_threads()
         width = Width.chosen(k, num_candidates)
         nprobe = nprobe or NPROBE + int(NPROBE_PER_K * k)
-        exact = exact or width.first >= sum(map(len, self._all_rows))
+        exact = exact or width.first >= self._num_rows
         try:
             if self._device is not None:
                 return self._search_device(self._device, checked, k, exact, nprobe, width.most, bound)
@@ -176,47 +176,31 @@ class Searcher:
     ) -> Found:
         native, tokens = self._native, self.snapshot.num_tokens
         if not exact:
-            tokens = width.first * tokens // sum(map(len, self._all_rows))
+            tokens = width.first * tokens // self._num_rows
         centroid = None if native is None else native.centroid_scores(query, tokens)
-        if exact:
-            candidates = Approximated(self._all_rows, np.zeros(sum(map(len, self._all_rows)), np.float32))
-            order = np.arange(len(candidates.scores))
-        elif native is not None and centroid is not None:
+        estimates = native is not None and native.estimates and k < self._num_rows
+        candidates = Approximated(self._all_rows, np.zeros(self._num_rows if exact else 0, np.float32))
+        if not exact and native is not None and centroid is not None:
             candidates = self._candidates_native(native, query, centroid, nprobe, width, threads)
-            order = best_first(candidates.scores, width.most)
-        else:
+        elif not exact:
             candidates = self._candidates(query, nprobe)
-            order = best_first(candidates.scores, width.most)
-        estimates = native is not None and native.estimates and k < len(order)
-        # In rounds, each of as many as are scored by then: what is scored raises what the others have to reach. Later
-        # rounds, few of which are hits, are of estimates where these are cheaper.
-        done, wanted = 0, len(order) if exact else min(width.first, len(order))
-        kept, found = order[:0], np.empty((2, 0), np.float32)
-        while wanted > done:
-            batch = np.sort(order[done:wanted])
-            roughly = estimates and (exact or done > 0)
-            kept = np.concatenate([kept, batch])
-            measured = self._measured(query, centroid, candidates.by_segment(batch), threads, roughly)
-            found = np.concatenate([found, measured], axis=1)
-            done = wanted
-            if not exact:
-                wanted = min(2 * done, _needed(order, candidates.scores, kept, found[0], k))
-        rising = np.argsort(kept)
-        kept, (scores, errors) = kept[rising], found[:, rising]
-        # What is estimated and may be among the k best is scored now, the rest cannot be.
-        least = _kth_best(scores - errors, k)
-        hopeful = np.flatnonzero((errors > 0) & (scores + errors >= least))
-        if len(hopeful):
-            rows = candidates.by_segment(kept[hopeful])
-            scores[hopeful], errors[hopeful] = self._measured(query, centroid, rows, threads, False)
-        certain = np.flatnonzero(errors == 0)
-        certain = certain[best_first(scores[certain], k)]
+
+        def measure(positions: Int64, roughly: bool) -> Float32:
+            return self._measured(query, centroid, candidates.by_segment(positions), threads, roughly)
+
+        if exact:
+            kept = np.arange(self._num_rows)
+            measured = measure(kept, estimates)
+        else:
+            kept, measured = _in_rounds(candidates.scores, width, k, measure, estimates)
+        certain, scores = _made_sure(kept, measured, k, measure)
+        best = best_first(scores, k)
         rows = candidates.by_segment(kept)
         all_rows = np.concatenate(
             [part + segment.row_base for segment, part in zip(self.snapshot.segments, rows, strict=True)]
         )
-        sure = self._recall_bound(query, scores[certain], rows) if bound else None
-        return Found(all_rows[certain], scores[certain], sure)
+        sure = self._recall_bound(query, scores[best], rows) if bound else None
+        return Found(all_rows[certain[best]], scores[best], sure)
 
     def _measured(
         self, query: Float32, centroid: CentroidScores | None, rows: list[Int64], threads: int, roughly: bool
@@ -232,14 +216,10 @@ class Searcher:
             windows, first = segment.windows_of(local)
             if self._native is None or centroid is None:
                 scores = exact_scores(query, packed, segment.token_offsets, windows, threads=threads)
-            elif roughly:
-                estimated = self._native.estimated_scores(query, centroid, segment, norms, windows, threads)
-                found.append(np.maximum.reduceat(estimated, first, axis=1))
-                continue
+                measured = np.stack([scores, np.zeros_like(scores)])
             else:
-                scores = self._native.exact_scores(query, centroid, segment, norms, windows, threads)
-            scores = np.maximum.reduceat(scores, first)
-            found.append(np.stack([scores, np.zeros_like(scores)]))
+                measured = self._native.scores(query, centroid, segment, norms, windows, threads, roughly)
+            found.append(np.maximum.reduceat(measured, first, axis=1))
         return np.concatenate(found, axis=1)
 
     def _search_device(
@@ -295,6 +275,10 @@ class Searcher:
             np.flatnonzero((np.diff(segment.token_offsets[segment.window_offsets]) > 0) & ~segment.deleted)
             for segment in self.snapshot.segments
         ]
+
+    @cached_property
+    def _num_rows(self) -> int:
+        return sum(map(len, self._all_rows))
 
     @cached_property
     def _owners(self) -> list[Int64]:
@@ -364,6 +348,41 @@ class Searcher:
                 rising = np.argsort(filled)
                 rows[number], approximate[number] = filled[rising], scores[rising]
         return Approximated(rows, np.concatenate(approximate))
+
+
+def _in_rounds(
+    approximate: Float32, width: Width, k: int, measure: Callable[[Int64, bool], Float32], estimates: bool
+) -> tuple[Int64, Float32]:
+    """Of the candidates that may be among the k best: their positions in `approximate`, rising, and what `measure`
+    (positions, roughly) says of them, float32 [2, n].
+
+    Each round is of as many as were measured by then: what is measured raises what the others have to reach. Rounds
+    after the first, few of which are hits, are of estimates where there are some.
+    """
+    order = best_first(approximate, width.most)
+    done, wanted = 0, min(width.first, len(order))
+    kept, measured = order[:0], np.empty((2, 0), np.float32)
+    while wanted > done:
+        batch = np.sort(order[done:wanted])
+        kept = np.concatenate([kept, batch])
+        measured = np.concatenate([measured, measure(batch, estimates and done > 0)], axis=1)
+        done = wanted
+        wanted = min(2 * done, _needed(order, approximate, kept, measured[0], k))
+    rising = np.argsort(kept)
+    return kept[rising], measured[:, rising]
+
+
+def _made_sure(
+    kept: Int64, measured: Float32, k: int, measure: Callable[[Int64, bool], Float32]
+) -> tuple[Int64, Float32]:
+    """Which of `kept` have exact scores, rising, the k best among them, and these scores: what was estimated and may be
+    among the k best is measured now, the rest cannot be."""
+    scores, errors = measured
+    hopeful = np.flatnonzero((errors > 0) & (scores + errors >= _kth_best(scores - errors, k)))
+    if len(hopeful):
+        scores[hopeful], errors[hopeful] = measure(kept[hopeful], False)
+    certain = np.flatnonzero(errors == 0)
+    return certain, scores[certain]
 
 
 def _needed(order: Int64, approximate: Float32, scored: Int64, scores: Float32, k: int) -> int:

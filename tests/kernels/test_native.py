@@ -85,6 +85,7 @@ def test_bounds_of_estimates_know_what_the_tables_round(variant: str, dimensions
     centroid[0, 0] = 1
     codec = dispatch.module().Codec(variant, centroid, np.array([-weight, weight]), bucket_table(1))
     if not codec.estimates:
+        assert variant != "avx512vnni"
         return
     start, length = np.zeros(1, np.int64), np.ones(1, np.int64)
     for level in range(1, 127):
@@ -125,7 +126,7 @@ def test_rough_levels_are_those_of_the_scores_give_or_take_one(
     arrays = (query, filled, known, tokens.codes, tokens.starts, tokens.lengths)
     if not codec.rough_levels:
         assert variant != "avx512vnni"
-        for refused in (lambda: codec.level_table(query), lambda: codec.fill(*arrays)):
+        for refused in (lambda: codec.level_table(query), lambda: codec.fill_scores(*arrays)):
             with pytest.raises(ValueError, match="no rough levels"):
                 refused()
         return
@@ -135,13 +136,13 @@ def test_rough_levels_are_those_of_the_scores_give_or_take_one(
     assert not table[:, query_tokens:].any()
     found = table[:, :query_tokens] * ((high - low) / 255) + low
     np.testing.assert_allclose(found, scores[:, :query_tokens], atol=wrong + (high - low) / 255)
-    codec.fill(*arrays)
+    codec.fill_scores(*arrays)
     used = np.unique(tokens.codes)
     assert np.flatnonzero(known).tolist() == used.tolist()
     np.testing.assert_array_equal(filled[used], scores[used])
     assert np.isnan(np.delete(filled, used, axis=0)).all()
     with pytest.raises(ValueError, match="not below the number"):
-        codec.fill(query, filled, np.zeros_like(known), tokens.codes + np.uint32(centroids), *arrays[4:])
+        codec.fill_scores(query, filled, np.zeros_like(known), tokens.codes + np.uint32(centroids), *arrays[4:])
 
 
 @every_variant

@@ -76,14 +76,17 @@ Scorer by(const hr::TableKernels& lookup) {
 }
 
 #if defined(HR_X86)
+hr::ResidualQuery asked(const Collection& tokens, const std::vector<float>& query,
+                        const std::vector<float>& centroid_scores) {
+    return {query.data(), tokens.weights.data(), tokens.buckets.data(), centroid_scores.data(), kStride, kQueryTokens};
+}
+
 // Estimates, and what they are wrong by.
 Scorer by(const hr::EstimateKernels& estimates) {
     return [&estimates](Collection& tokens, const std::vector<float>& query, const std::vector<float>& centroid_scores,
                         int64_t first, int64_t count, float* out) {
-        const hr::ResidualQuery asked{query.data(), tokens.weights.data(), tokens.buckets.data(), centroid_scores.data(),
-                                      kStride, kQueryTokens};
         std::vector<float> errors(count);
-        if (!estimates.maxsim(asked, tokens.view(), tokens.starts.data() + first, tokens.lengths.data() + first, count, out,
+        if (!estimates.maxsim(asked(tokens, query, centroid_scores), tokens.view(), tokens.starts.data() + first, tokens.lengths.data() + first, count, out,
                               errors.data()))
             return false;
         for (int64_t w = 0; w < count; ++w) out[w] += 1e3f * errors[w];
@@ -96,9 +99,7 @@ Scorer by(const hr::EstimateKernels& estimates) {
 Scorer by(const hr::DigitKernels& digits) {
     return [&digits](Collection& tokens, const std::vector<float>& query, const std::vector<float>& centroid_scores,
                      int64_t first, int64_t count, float* out) {
-        const hr::ResidualQuery asked{query.data(), tokens.weights.data(), tokens.buckets.data(), centroid_scores.data(),
-                                      kStride, kQueryTokens};
-        return digits.maxsim(asked, tokens.view(), tokens.starts.data() + first, tokens.lengths.data() + first, count, out);
+        return digits.maxsim(asked(tokens, query, centroid_scores), tokens.view(), tokens.starts.data() + first, tokens.lengths.data() + first, count, out);
     };
 }
 

@@ -19,7 +19,7 @@ from tests.parity.checkpoints import make_bert_reranker, make_xlmr_reranker
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
-from hybrid_retrieval.rerankers.recorded import SHAPES, Recordings, Shape  # noqa: E402
+from hybrid_retrieval.rerankers.recorded import SHAPES, Recordings, Rows, Shape  # noqa: E402
 
 MAKERS = {"xlmr": make_xlmr_reranker, "bert": make_bert_reranker}
 SMALL = (Shape(16, 4, 16), Shape(64, 8, 32))
@@ -77,7 +77,7 @@ def test_replayed_batches_give_the_logits_of_computed_ones(reranker: Reranker) -
         real = mask != 0
         arrays = ids[real], backend.model.positions(ids, mask)[real], None if types is None else types[real]
         with torch.inference_mode():
-            alone = recorded.run(*arrays, lengths)
+            alone = recorded.run(Rows(*arrays, lengths))
         replayed += alone is not None
         backend._recordings = {id(backend.model): recorded}
         found = backend.forward(ids, mask, types)
@@ -112,6 +112,6 @@ def test_recordings_that_fail_or_are_wrong_are_not_used(reranker: Reranker, capl
         caplog.clear()
         with caplog.at_level(logging.WARNING):
             recorded = recordings(reranker, record)
-        assert len(recorded) == 0 and recorded.run(np.ones(3, np.int64), np.ones(3, np.int64), None, [3]) is None
+        assert len(recorded) == 0 and recorded.run(Rows(np.ones(3, np.int64), np.ones(3, np.int64), None, [3])) is None
         (line,) = caplog.messages
         assert why in line and "\n" not in line

@@ -84,13 +84,13 @@ def test_where_centroids_are_many_the_scores_are_the_very_same(
     exact = [searcher.search(query, k=600, exact=True) for query in queries]
     few = [searcher.search(query, k=k) for query in queries]
     rough: list[bool] = []
-    filled = NativeCodec._spans
+    score = NativeCodec.scores
 
-    def seen(codec: NativeCodec, query: np.ndarray, scores: Any, *others: Any) -> Any:
-        rough.append(scores.known is not None)
-        return filled(codec, query, scores, *others)
+    def seen(codec: NativeCodec, query: np.ndarray, centroid: Any, *others: Any) -> np.ndarray:
+        rough.append(centroid.known is not None)
+        return score(codec, query, centroid, *others)
 
-    monkeypatch.setattr(NativeCodec, "_spans", seen)
+    monkeypatch.setattr(NativeCodec, "scores", seen)
     monkeypatch.setattr("hybrid_retrieval.search.native.MANY_CENTROIDS", 1)
     monkeypatch.setattr("hybrid_retrieval.search.native.CENTROIDS_A_TOKEN", 0)
     many = [searcher.search(query, k=k, threads=1 + i % 2) for i, query in enumerate(queries)]
@@ -382,14 +382,15 @@ def test_estimates_change_no_hit_and_no_score(tmp_path: Path, monkeypatch: pytes
     twins = Ragged.from_rows([*PASSAGES, *(PASSAGES[row] for row in (0, 1, 7, 7, 300))])  # ties
     searcher = make(tmp_path / "index", twins, nbits=nbits)
     estimated: list[int] = []
-    estimate = NativeCodec.estimated_scores
+    score = NativeCodec.scores
 
     def counted(*arguments: Any) -> np.ndarray:
-        found = estimate(*arguments)
-        estimated.append(found.shape[1])
+        found = score(*arguments)
+        if arguments[-1]:  # roughly
+            estimated.append(found.shape[1])
         return found
 
-    monkeypatch.setattr(NativeCodec, "estimated_scores", counted)
+    monkeypatch.setattr(NativeCodec, "scores", counted)
     monkeypatch.setattr("hybrid_retrieval.search.native.SCORED_A_THREAD", 500)
     queries = [query_for(row, row, length=1 + row % 40) for row in (0, 1, 7, 33, 300)]
     asked = [{"k": k, "exact": exact, "threads": 3} for k in (1, 4, 40, 600, 605) for exact in (False, True)]

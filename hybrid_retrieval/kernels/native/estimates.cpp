@@ -22,8 +22,8 @@ static_assert(kRow == kColumns);
 class EstimatedSums {
   public:
     EstimatedSums(const ResidualQuery& query, int64_t first, const PackedTokens& index)
-        : few_(query.tokens - first <= kRow / 2), spread_(index.width, index.per_byte), spreader_(spread_), query_(spread_.steps * kInputs * kRow),
-          unpacked_(spread_.steps * kInputs * kShared) {
+        : few_(query.tokens - first <= kRow / 2), spread_(index.width, index.per_byte), spreader_(spread_),
+          query_(spread_.steps * kInputs * kRow), unpacked_(spread_.steps * kInputs * kShared) {
         const float wrong = fit_levels(query.weights, query.buckets);
         float largest = 0, range = 0;
         for (int64_t b = 0; b < 1 << spread_.nbits; ++b) {
@@ -32,14 +32,13 @@ class EstimatedSums {
         }
         const int64_t d = index.dimensions, tokens = std::min<int64_t>(kRow, query.tokens - first);
         const float residual = largest * std::sqrt(static_cast<float>(d));  // the longest that one can be
-        Aligned<int32_t> numbers(d);
+        Aligned<int64_t> inputs(d);  // where each dimension is spread to
+        for (int64_t i = 0; i < spread_.steps * kInputs; ++i)
+            if (spread_.dimension(i) >= 0) inputs[spread_.dimension(i)] = i;
         for (int64_t q = 0; q < tokens; ++q) {
-            const Level level = put_levels(query.query + (first + q) * d, d,
-                                           [&](int64_t i, int32_t number) { numbers[i] = number; });
-            for (int64_t i = 0; i < spread_.steps * kInputs; ++i) {
-                const int64_t dimension = spread_.dimension(i);
-                if (dimension >= 0) query_[column_place(i, q)] = static_cast<int8_t>(numbers[dimension]);
-            }
+            const Level level = put_levels(query.query + (first + q) * d, d, [&](int64_t i, int32_t number) {
+                query_[column_place(inputs[i], q)] = static_cast<int8_t>(number);
+            });
             scale_[q] = level.step * unit_;
             bias_[q] = offset_ * level.step * static_cast<float>(level.sum);
             // A sum of D sizes is at most sqrt(D) times the length.
@@ -166,18 +165,24 @@ class LevelScores {
         }
     }
 
-    // scores float32 [count <= kShared][kColumns]
-    void score(const uint8_t* rows, const float* steps, int64_t count, float (*scores)[kColumns]) const {
+    // take(centroid, q, score): of every centroid the scores with query tokens q to q + kLanes
+    template <typename Take>
+    void scan(const uint8_t* rows, const float* steps, int64_t k, const Take& take) const {
         alignas(64) int32_t sums[kShared][kColumns];
-        if (count == kShared)
-            byte_products<kShared, 2>(rows, inputs_, columns_.data(), sums);
-        else
-            for (int64_t t = 0; t < count; ++t) byte_products<1, 2>(rows + t * inputs_, inputs_, columns_.data(), sums + t);
-        for (int64_t t = 0; t < count; ++t)
-            for (int q = 0; q < kColumns; q += kLanes) {
-                const Whole sum = *reinterpret_cast<const Whole*>(sums[t] + q);
-                store(scores[t] + q, (load(scale_ + q) * __builtin_convertvector(sum, Vec) + load(bias_ + q)) * splat(steps[t]));
-            }
+        for (int64_t c = 0; c < k; c += kShared, rows += kShared * inputs_) {
+            const int64_t count = std::min<int64_t>(kShared, k - c);
+            if (count == kShared)
+                byte_products<kShared, 2>(rows, inputs_, columns_.data(), sums);
+            else
+                for (int64_t t = 0; t < count; ++t)
+                    byte_products<1, 2>(rows + t * inputs_, inputs_, columns_.data(), sums + t);
+            for (int64_t t = 0; t < count; ++t)
+                for (int q = 0; q < kColumns; q += kLanes) {
+                    const __m512 sum = _mm512_cvtepi32_ps(_mm512_load_si512(sums[t] + q));
+                    const __m512 product = _mm512_fmadd_ps(_mm512_loadu_ps(scale_ + q), sum, _mm512_loadu_ps(bias_ + q));
+                    take(c + t, q, _mm512_mul_ps(product, _mm512_set1_ps(steps[c + t])));
+                }
+        }
     }
 
   private:
@@ -186,45 +191,37 @@ class LevelScores {
     float scale_[kColumns] = {}, bias_[kColumns] = {};
 };
 
+// Scores are scanned twice, for their range and for their levels: that costs less than to keep them.
 void level_table(const uint8_t* rows, const float* steps, int64_t k, int64_t d, const float* query, int64_t tokens,
                  int64_t stride, uint8_t* table, float* range) {
-    const int64_t inputs = inputs_of(d);
-    alignas(64) float scores[kShared][kColumns];
-    // Twice over: to score anew costs less than to keep the scores.
-    for (int turn = 0; turn < 2; ++turn) {
-        const float factor = 255.0f / std::max(range[1] - range[0], 1e-9f);
+    const auto each_group = [&](const auto& work) {
         for (int64_t first = 0; first < stride; first += kColumns) {
             const int64_t here = std::min<int64_t>(kColumns, tokens - first);
-            const LevelScores columns(query + first * d, here, d);
-            alignas(64) float low[kColumns], high[kColumns];
-            std::fill(low, low + kColumns, std::numeric_limits<float>::infinity());
-            std::fill(high, high + kColumns, -std::numeric_limits<float>::infinity());
-            const uint32_t real = ~uint32_t{0} >> (kColumns - here);
-            for (int64_t c = 0; c < k; c += kShared) {
-                const int64_t count = std::min<int64_t>(kShared, k - c);
-                columns.score(rows + c * inputs, steps + c, count, scores);
-                for (int64_t t = 0; t < count; ++t)
-                    for (int q = 0; q < kColumns; q += kLanes) {
-                        const __m512 score = _mm512_load_ps(scores[t] + q);
-                        if (turn == 0) {
-                            _mm512_store_ps(low + q, _mm512_min_ps(_mm512_load_ps(low + q), score));
-                            _mm512_store_ps(high + q, _mm512_max_ps(_mm512_load_ps(high + q), score));
-                            continue;
-                        }
-                        const __m512 level = _mm512_fmadd_ps(_mm512_sub_ps(score, _mm512_set1_ps(range[0])),
-                                                             _mm512_set1_ps(factor), _mm512_set1_ps(0.5f));
-                        const __m512i whole_level = _mm512_cvttps_epi32(_mm512_min_ps(level, _mm512_set1_ps(255.0f)));
-                        const __m128i bytes = _mm512_maskz_cvtusepi32_epi8(
-                            static_cast<__mmask16>(real >> q), whole_level);
-                        _mm_storeu_si128(reinterpret_cast<__m128i*>(table + (c + t) * stride + first + q), bytes);
-                    }
-            }
-            for (int64_t q = 0; turn == 0 && q < here; ++q) {
-                range[0] = std::min(range[0], low[q]);
-                range[1] = std::max(range[1], high[q]);
-            }
+            work(first, here, LevelScores(query + first * d, here, d));
         }
-    }
+    };
+    each_group([&](int64_t, int64_t here, const LevelScores& group) {
+        alignas(64) float low[kColumns], high[kColumns];
+        std::fill(low, low + kColumns, std::numeric_limits<float>::infinity());
+        std::fill(high, high + kColumns, -std::numeric_limits<float>::infinity());
+        group.scan(rows, steps, k, [&](int64_t, int q, __m512 score) {
+            _mm512_store_ps(low + q, _mm512_min_ps(_mm512_load_ps(low + q), score));
+            _mm512_store_ps(high + q, _mm512_max_ps(_mm512_load_ps(high + q), score));
+        });
+        range[0] = std::min(range[0], *std::min_element(low, low + here));
+        range[1] = std::max(range[1], *std::max_element(high, high + here));
+    });
+    const __m512 least = _mm512_set1_ps(range[0]), most = _mm512_set1_ps(255.0f), half = _mm512_set1_ps(0.5f);
+    const __m512 factor = _mm512_set1_ps(255.0f / std::max(range[1] - range[0], 1e-9f));
+    each_group([&](int64_t first, int64_t here, const LevelScores& group) {
+        const uint32_t real = ~uint32_t{0} >> (kColumns - here);
+        group.scan(rows, steps, k, [&](int64_t c, int q, __m512 score) {
+            const __m512 level = _mm512_min_ps(_mm512_fmadd_ps(_mm512_sub_ps(score, least), factor, half), most);
+            const __m128i bytes =
+                _mm512_maskz_cvtusepi32_epi8(static_cast<__mmask16>(real >> q), _mm512_cvttps_epi32(level));
+            _mm_storeu_si128(reinterpret_cast<__m128i*>(table + c * stride + first + q), bytes);
+        });
+    });
 }
 
 }  // namespace

@@ -377,7 +377,7 @@ class Codec {
 
     // Fill in the rows of scores [K, stride] for the codes of windows, as centroid_scores has them, where `known` uint8
     // [K] is 0.
-    void fill(Matrix query, nb::ndarray<float, nb::ndim<2>, nb::c_contig, nb::device::cpu> scores,
+    void fill_scores(Matrix query, nb::ndarray<float, nb::ndim<2>, nb::c_contig, nb::device::cpu> scores,
               nb::ndarray<uint8_t, nb::ndim<1>, nb::c_contig, nb::device::cpu> known, Array<uint32_t, nb::ndim<1>> codes,
               Offsets starts, Offsets lengths) const {
         require(rough_levels(), "this variant has no rough levels");
@@ -438,21 +438,22 @@ class Codec {
 
     bool estimates() const { return by_sums() && variant_.estimates != nullptr; }
 
-    // (float32 [W], float32 [W]): estimates of what maxsim gives, and what each is wrong by at most
+    // float32 [2, W]: estimates of what maxsim gives, and what each is wrong by at most
     nb::object estimate(Matrix query, Matrix scores, Array<uint32_t, nb::ndim<1>> codes,
                         Array<uint8_t, nb::ndim<2>> residuals, Remembered inverse_norms, Offsets starts,
                         Offsets lengths) const {
         require(estimates(), "this variant has no estimates for such residuals");
         const hr::PackedTokens index = packed(query, scores, codes, residuals, inverse_norms, starts, lengths);
-        std::vector<float> out(starts.shape(0)), errors(starts.shape(0));
+        const size_t windows = starts.shape(0);
+        std::vector<float> out(2 * windows);
         bool known;
         {
             nb::gil_scoped_release released;
             known = variant_.estimates->maxsim(asked(query, scores), index, starts.data(), lengths.data(),
-                                               static_cast<int64_t>(out.size()), out.data(), errors.data());
+                                               static_cast<int64_t>(windows), out.data(), out.data() + windows);
         }
         require(known, "a token's code is not below the number of centroids");
-        return nb::make_tuple(owned(std::move(out), {starts.shape(0)}), owned(std::move(errors), {starts.shape(0)}));
+        return owned(std::move(out), {2, windows});
     }
 
     // int32 [W]: sums over query tokens of the best of table uint8 [K, multiple of 32] among a window's codes
@@ -666,7 +667,7 @@ NB_MODULE(_native, m) {
         .def_prop_ro("estimates", &Codec::estimates)
         .def_prop_ro("rough_levels", &Codec::rough_levels)
         .def("level_table", &Codec::level_table, "query"_a)
-        .def("fill", &Codec::fill, "query"_a, "scores"_a.noconvert(), "known"_a.noconvert(), "codes"_a,
+        .def("fill_scores", &Codec::fill_scores, "query"_a, "scores"_a.noconvert(), "known"_a.noconvert(), "codes"_a,
              "starts"_a, "lengths"_a)
         .def("estimate", &Codec::estimate, "query"_a, "scores"_a, "codes"_a, "residuals"_a,
              "inverse_norms"_a.noconvert(), "starts"_a, "lengths"_a)
