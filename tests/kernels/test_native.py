@@ -60,7 +60,7 @@ def test_estimates_are_as_wrong_as_they_say_at_most(
     scores, _, _ = codec.centroid_scores(query)
     arrays = (query, scores, tokens.codes, tokens.residuals, tokens.no_norms(), tokens.starts, tokens.lengths)
     if not codec.estimates:
-        assert variant != "avx512vnni"
+        assert variant not in ("amx", "avx512vnni")
         with pytest.raises(ValueError, match="no estimates"):
             codec.estimate(*arrays)
         return
@@ -85,7 +85,7 @@ def test_bounds_of_estimates_know_what_the_tables_round(variant: str, dimensions
     centroid[0, 0] = 1
     codec = dispatch.module().Codec(variant, centroid, np.array([-weight, weight]), bucket_table(1))
     if not codec.estimates:
-        assert variant != "avx512vnni"
+        assert variant not in ("amx", "avx512vnni")
         return
     start, length = np.zeros(1, np.int64), np.ones(1, np.int64)
     for level in range(1, 127):
@@ -125,7 +125,7 @@ def test_rough_levels_are_those_of_the_scores_give_or_take_one(
     filled, known = np.full_like(scores, np.nan), np.zeros(centroids, np.uint8)
     arrays = (query, filled, known, tokens.codes, tokens.starts, tokens.lengths)
     if not codec.rough_levels:
-        assert variant != "avx512vnni"
+        assert variant not in ("amx", "avx512vnni")
         for refused in (lambda: codec.level_table(query), lambda: codec.fill_scores(*arrays)):
             with pytest.raises(ValueError, match="no rough levels"):
                 refused()
@@ -139,7 +139,7 @@ def test_rough_levels_are_those_of_the_scores_give_or_take_one(
     codec.fill_scores(*arrays)
     used = np.unique(tokens.codes)
     assert np.flatnonzero(known).tolist() == used.tolist()
-    np.testing.assert_array_equal(filled[used], scores[used])
+    np.testing.assert_allclose(filled[used], scores[used], atol=2e-6)
     assert np.isnan(np.delete(filled, used, axis=0)).all()
     with pytest.raises(ValueError, match="not below the number"):
         codec.fill_scores(query, filled, np.zeros_like(known), tokens.codes + np.uint32(centroids), *arrays[4:])

@@ -40,19 +40,18 @@ inline int64_t tiled_place(int64_t i, int64_t j, int64_t k) {
 }
 
 // Sums of 16 or 32 rows with 32 columns over `inputs` inputs: sums int32 [rows][32], added to what is there where `more`.
-// codes: the first row's tile of the first input, the next 16 rows' `next` bytes on. panel: [inputs / 4][32][4].
-template <bool two>
+// codes: the first row's tile of the first input, the next 16 rows' `next` bytes on. panel: [inputs / 4][32][4]. Where not
+// `wide`, of the first 16 columns alone.
+template <bool two, bool wide = true>
 inline void tile_products(const uint8_t* codes, int64_t next, int64_t inputs, const int8_t* panel, int32_t* sums,
                           bool more) {
     constexpr int64_t width = 128, lower = 16 * 32;
     stored();
     if (more) {
         _tile_loadd(0, sums, width);
-        _tile_loadd(1, sums + 16, width);
-        if (two) {
-            _tile_loadd(2, sums + lower, width);
-            _tile_loadd(3, sums + lower + 16, width);
-        }
+        if (wide) _tile_loadd(1, sums + 16, width);
+        if (two) _tile_loadd(2, sums + lower, width);
+        if (two && wide) _tile_loadd(3, sums + lower + 16, width);
     } else {
         _tile_zero(0);
         _tile_zero(1);
@@ -61,22 +60,20 @@ inline void tile_products(const uint8_t* codes, int64_t next, int64_t inputs, co
     }
     for (int64_t i = 0; i < inputs; i += kTileInputs) {
         _tile_loadd(6, panel + i * 32, width);
-        _tile_loadd(7, panel + i * 32 + 64, width);
+        if (wide) _tile_loadd(7, panel + i * 32 + 64, width);
         _tile_loadd(4, codes + i * kTileRows, kTileInputs);
         _tile_dpbusd(0, 4, 6);
-        _tile_dpbusd(1, 4, 7);
+        if (wide) _tile_dpbusd(1, 4, 7);
         if (two) {
             _tile_loadd(5, codes + next + i * kTileRows, kTileInputs);
             _tile_dpbusd(2, 5, 6);
-            _tile_dpbusd(3, 5, 7);
+            if (wide) _tile_dpbusd(3, 5, 7);
         }
     }
     _tile_stored(0, sums, width);
-    _tile_stored(1, sums + 16, width);
-    if (two) {
-        _tile_stored(2, sums + lower, width);
-        _tile_stored(3, sums + lower + 16, width);
-    }
+    if (wide) _tile_stored(1, sums + 16, width);
+    if (two) _tile_stored(2, sums + lower, width);
+    if (two && wide) _tile_stored(3, sums + lower + 16, width);
 }
 
 }  // namespace

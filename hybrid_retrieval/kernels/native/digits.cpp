@@ -70,6 +70,15 @@ void pack_centroids(const float* centroids, int64_t k, int64_t d, int digits, in
         pack_rows<3>(centroids, k, d, packed, steps);
 }
 
+void gather_centroids(const int8_t* packed, int64_t d, const uint32_t* centroids, int64_t count, int8_t* out) {
+    const auto row = [&](auto* of, int64_t c) {
+        return of + c / kTileRows * steps_of(d) * 3 * kTileBytes + c % kTileRows * kTileInputs;
+    };
+    for (int64_t i = 0; i < count; ++i)
+        for (int64_t part = 0; part < steps_of(d) * 3; ++part)
+            std::memcpy(row(out, i) + part * kTileBytes, row(packed, centroids[i]) + part * kTileBytes, kTileInputs);
+}
+
 // sums int32 [3][16][16] of 16 centroids with 16 query tokens, by the weight of the digits: the first times the first;
 // first times second; first times third and second times second.
 inline void centroid_products(const int8_t* centroids, const int8_t* query, int64_t steps, int32_t* sums) {
@@ -320,7 +329,7 @@ bool maxsim_by_digits(const ResidualQuery& query, const PackedTokens& index, con
 }  // namespace
 
 extern const DigitKernels digit_table;
-const DigitKernels digit_table{packed_bytes, pack_centroids, centroid_scores, maxsim_by_digits};
+const DigitKernels digit_table{packed_bytes, pack_centroids, centroid_scores, gather_centroids, maxsim_by_digits};
 extern const NearestKernels nearest_table;
 const NearestKernels nearest_table{bytes_in_two_digits, pack_in_two_digits, nearest};
 

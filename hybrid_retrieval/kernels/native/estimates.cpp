@@ -7,7 +7,7 @@
 // difference from their scores.
 //
 // The centroids' scores on 256 levels, which choose and prune, come from bytes as well.
-#include "bytes.h"
+#include "products.h"
 #include "windows.h"
 
 namespace hr {
@@ -23,7 +23,7 @@ class EstimatedSums {
   public:
     EstimatedSums(const ResidualQuery& query, int64_t first, const PackedTokens& index)
         : few_(query.tokens - first <= kRow / 2), spread_(index.width, index.per_byte), spreader_(spread_),
-          query_(spread_.steps * kInputs * kRow), unpacked_(spread_.steps * kInputs * kShared) {
+          query_(spread_.steps * kInputs * kRow), unpacked_(spread_.steps * kInputs * kTogether) {
         const float wrong = fit_levels(query.weights, query.buckets);
         float largest = 0, range = 0;
         for (int64_t b = 0; b < 1 << spread_.nbits; ++b) {
@@ -46,28 +46,24 @@ class EstimatedSums {
             // Exact scores are rounded as well: each half byte by half a step of the tables (tables.cpp).
             const float step = range * largest_sum(query.query + (first + q) * d, d, kSummed / 2 * index.per_byte) /
                                (65535 - 2 * kSummed);
+            // A token that counts as zeros may do so in the centroids' scores too, which are of length 1.
+            if (level.missed >= level.length) error_ += level.length;
             error_ += level.missed * residual + rounded + static_cast<float>(index.width) * step + kRounding * level.length;
         }
     }
 
     void fill(const PackedTokens& index, const int64_t* tokens, int count, int32_t (*sums)[kRow]) {
-        for (int first = 0; first < count; first += kShared) {
-            const int here = std::min(kShared, count - first);
-            const int64_t inputs = spread_.steps * kInputs;
-            const __m512i levels = _mm512_load_si512(levels_);
-            for (int t = 0; t < here; ++t) {
-                uint8_t* const to = unpacked_.data() + t * inputs;
+        const int64_t inputs = spread_.steps * kInputs;
+        const __m512i levels = _mm512_load_si512(levels_);
+        for (int64_t first = 0; first < count; first += kTogether) {
+            const int64_t here = std::min<int64_t>(kTogether, count - first);
+            for (int64_t t = 0; t < here; ++t) {
+                uint8_t* const to = unpacked_.data() + row_place(t, 0, inputs);
                 spreader_.unpack(index.residuals + tokens[first + t] * index.width, [&](int64_t step, __m512i values) {
-                    _mm512_store_si512(to + step * kInputs, _mm512_shuffle_epi8(levels, values));
+                    _mm512_store_si512(to + row_place(0, step * kInputs, inputs), _mm512_shuffle_epi8(levels, values));
                 });
             }
-            if (here < kShared)
-                for (int t = 0; t < here; ++t)
-                    byte_products<1, 2>(unpacked_.data() + t * inputs, inputs, query_.data(), sums + first + t);
-            else if (few_)
-                byte_products<kShared, 1>(unpacked_.data(), inputs, query_.data(), sums + first);
-            else
-                byte_products<kShared, 2>(unpacked_.data(), inputs, query_.data(), sums + first);
+            products(unpacked_.data(), here, inputs, query_.data(), few_, sums + first);
         }
     }
 
@@ -120,7 +116,7 @@ class EstimatedSums {
     const Spread spread_;
     const Spreader spreader_;
     Aligned<int8_t> query_;
-    Aligned<uint8_t> unpacked_;  // [kShared][inputs]
+    Aligned<uint8_t> unpacked_;  // of kTogether rows
     alignas(64) uint8_t levels_[64] = {};
     float offset_ = 0, unit_ = 1, error_ = 0;
     float scale_[kRow] = {}, bias_[kRow] = {};
@@ -130,6 +126,7 @@ bool estimate(const ResidualQuery& query, const PackedTokens& index, const int64
               int64_t windows, float* scores, float* errors) {
     std::fill(scores, scores + windows, 0.0f);
     std::fill(errors, errors + windows, 0.0f);
+    [[maybe_unused]] const Products ready;
     for (int64_t first = 0; first < query.tokens; first += kRow) {
         EstimatedSums sums(query, first, index);
         const Group group{sums.scale(), sums.bias(), query.centroid_scores + first, query.stride,
@@ -140,15 +137,15 @@ bool estimate(const ResidualQuery& query, const PackedTokens& index, const int64
     return true;
 }
 
-// Rows of bytes, 128 too large.
-int64_t inputs_of(int64_t d) { return (d + 3) / 4 * 4; }
+// Rows of bytes, 128 too large, as `products` reads them.
+int64_t packed_bytes(int64_t k, int64_t d) { return (k + kTogether - 1) / kTogether * kTogether * inputs_of(d); }
 
 void pack(const float* centroids, int64_t k, int64_t d, uint8_t* rows, float* steps) {
     const int64_t inputs = inputs_of(d);
-    std::fill(rows, rows + k * inputs, uint8_t{128});
+    std::fill(rows, rows + packed_bytes(k, d), uint8_t{128});
     for (int64_t c = 0; c < k; ++c)
         steps[c] = put_levels(centroids + c * d, d, [&](int64_t i, int32_t number) {
-                       rows[c * inputs + i] = static_cast<uint8_t>(number + 128);
+                       rows[row_place(c, i, inputs)] = static_cast<uint8_t>(number + 128);
                    }).step;
 }
 
@@ -168,14 +165,10 @@ class LevelScores {
     // take(centroid, q, score): of every centroid the scores with query tokens q to q + kLanes
     template <typename Take>
     void scan(const uint8_t* rows, const float* steps, int64_t k, const Take& take) const {
-        alignas(64) int32_t sums[kShared][kColumns];
-        for (int64_t c = 0; c < k; c += kShared, rows += kShared * inputs_) {
-            const int64_t count = std::min<int64_t>(kShared, k - c);
-            if (count == kShared)
-                byte_products<kShared, 2>(rows, inputs_, columns_.data(), sums);
-            else
-                for (int64_t t = 0; t < count; ++t)
-                    byte_products<1, 2>(rows + t * inputs_, inputs_, columns_.data(), sums + t);
+        alignas(64) int32_t sums[kTogether][kColumns];
+        for (int64_t c = 0; c < k; c += kTogether, rows += kTogether * inputs_) {
+            const int64_t count = std::min<int64_t>(kTogether, k - c);
+            products(rows, count, inputs_, columns_.data(), false, sums);
             for (int64_t t = 0; t < count; ++t)
                 for (int q = 0; q < kColumns; q += kLanes) {
                     const __m512 sum = _mm512_cvtepi32_ps(_mm512_load_si512(sums[t] + q));
@@ -194,6 +187,7 @@ class LevelScores {
 // Scores are scanned twice, for their range and for their levels: that costs less than to keep them.
 void level_table(const uint8_t* rows, const float* steps, int64_t k, int64_t d, const float* query, int64_t tokens,
                  int64_t stride, uint8_t* table, float* range) {
+    [[maybe_unused]] const Products ready;
     const auto each_group = [&](const auto& work) {
         for (int64_t first = 0; first < stride; first += kColumns) {
             const int64_t here = std::min<int64_t>(kColumns, tokens - first);
@@ -227,7 +221,7 @@ void level_table(const uint8_t* rows, const float* steps, int64_t k, int64_t d, 
 }  // namespace
 
 extern const EstimateKernels estimate_table;
-const EstimateKernels estimate_table{estimate, inputs_of, pack, level_table};
+const EstimateKernels estimate_table{estimate, packed_bytes, pack, level_table};
 
 }  // namespace HR_VARIANT
 }  // namespace hr

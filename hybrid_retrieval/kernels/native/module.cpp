@@ -46,7 +46,7 @@ struct Variant {
     const hr::TableKernels& lookups;
     const hr::DigitKernels* digits;       // null where there are no tiles
     const hr::NearestKernels* nearest;     // null where faiss is as quick
-    const hr::EstimateKernels* estimates;  // null where exact scores are as cheap, or products of bytes are not
+    const hr::EstimateKernels* estimates;  // null where there are no quick products of bytes
 };
 
 bool always() { return true; }
@@ -85,7 +85,7 @@ const Variant kVariants[] = {
 #if defined(HR_X86)
 #if defined(HR_AMX)
     {"amx", has_amx, hr::amx::table, hr::avx512vnni::maxsim_table, hr::avx512vnni::lookup_table,
-     &hr::amx::digit_table, &hr::amx::nearest_table, nullptr},
+     &hr::amx::digit_table, &hr::amx::nearest_table, &hr::amx::estimate_table},
 #endif
     {"avx512vnni", has_avx512vnni, hr::avx512vnni::table, hr::avx512vnni::maxsim_table, hr::avx512vnni::lookup_table,
      nullptr, &hr::avx512vnni::nearest_table, &hr::avx512vnni::estimate_table},
@@ -315,7 +315,7 @@ class Codec {
         }
         if (variant_.estimates) {
             const auto k = static_cast<int64_t>(k_), d = static_cast<int64_t>(d_);
-            rows_.resize(k * variant_.estimates->inputs(d));
+            rows_.resize(variant_.estimates->packed_bytes(k, d));
             row_steps_.resize(k_);
             variant_.estimates->pack(centroids.data(), k, d, rows_.data(), row_steps_.data());
         }
@@ -389,14 +389,10 @@ class Codec {
         bool within = true;
         {
             nb::gil_scoped_release released;
-            const std::vector<float> columns = columns_of(query, stride);
             std::vector<uint32_t> waiting;
-            std::vector<float> rows(kFilled * d_), out(kFilled * stride);
+            std::vector<float> out(kFilled * stride);
             const auto compute = [&] {
-                for (size_t i = 0; i < waiting.size(); ++i)
-                    std::copy_n(centroids_.data() + waiting[i] * d_, d_, rows.data() + i * d_);
-                variant_.layers.multiply(rows.data(), static_cast<int64_t>(waiting.size()), static_cast<int64_t>(d_),
-                                         columns.data(), static_cast<int64_t>(stride), out.data());
+                products_of(waiting, query, stride, out.data());
                 for (size_t i = 0; i < waiting.size(); ++i)
                     std::copy_n(out.data() + i * stride, stride, scores.data() + waiting[i] * stride);
                 waiting.clear();
@@ -498,7 +494,7 @@ class Codec {
     }
 
   private:
-    static constexpr size_t kFilled = 64;    // centroids whose scores are filled in together
+    static constexpr size_t kFilled = 256;   // centroids whose scores are filled in together
     static constexpr size_t kScored = 1024;  // centroids whose scores are still in a near cache when their range is read
 
     static size_t round_up(size_t tokens, size_t to) { return (tokens + to - 1) / to * to; }
@@ -532,6 +528,24 @@ class Codec {
         for (size_t q = 0; q < query.shape(0); ++q)
             for (size_t i = 0; i < d_; ++i) columns[i * stride + q] = query(q, i);
         return columns;
+    }
+
+    // The same of some centroids, the very numbers: out [some, stride].
+    void products_of(const std::vector<uint32_t>& some, const Matrix& query, size_t stride, float* out) const {
+        const auto count = static_cast<int64_t>(some.size()), d = static_cast<int64_t>(d_), width = static_cast<int64_t>(stride);
+        if (variant_.digits) {
+            hr::Aligned<int8_t> digits(variant_.digits->packed_bytes(count, d, 3));
+            std::vector<float> steps;
+            for (const uint32_t c : some) steps.push_back(digit_steps_[c]);
+            variant_.digits->gather(digits_.data(), d, some.data(), count, digits.data());
+            float range[2] = {INFINITY, -INFINITY};
+            variant_.digits->centroid_scores(digits.data(), steps.data(), count, d, query.data(),
+                                             static_cast<int64_t>(query.shape(0)), width, out, range);
+            return;
+        }
+        std::vector<float> rows(some.size() * d_);
+        for (size_t i = 0; i < some.size(); ++i) std::copy_n(centroids_.data() + some[i] * d_, d_, rows.data() + i * d_);
+        variant_.layers.multiply(rows.data(), count, d, columns_of(query, stride).data(), width, out);
     }
 
     void products(const Matrix& query, size_t stride, float* out, float* range) const {

@@ -43,8 +43,8 @@ struct Spread {
 // Unpacks residuals as they are spread.
 class Spreader {
   public:
-    explicit Spreader(const Spread& spread) : spread_(spread) {
-        for (int64_t s = 0; s < spread.per_byte / spread.copies; ++s)
+    explicit Spreader(const Spread& spread) : spread_(spread), each_(spread.per_byte / spread.copies) {
+        for (int64_t s = 0; s < each_; ++s)
             for (int lane = 0; lane < 32; ++lane) {
                 const int64_t copy = std::min(2 * lane / spread.chunk, spread.copies - 1);
                 shifts_[s][lane] = static_cast<uint16_t>((s * spread.copies + copy) * spread.nbits);
@@ -54,8 +54,12 @@ class Spreader {
     // Calls take(step, values) with each step's values, bytes below 2^nbits.
     template <typename Take>
     void unpack(const uint8_t* packed, const Take& take) const {
-        const __m512i mask = _mm512_set1_epi8(static_cast<char>((1 << spread_.nbits) - 1));
-        const int64_t each = spread_.per_byte / spread_.copies;
+        const auto take_all = [&](__m512i bytes, int64_t chunk, int64_t each) {
+            const __m512i mask = _mm512_set1_epi8(static_cast<char>((1 << spread_.nbits) - 1));
+            for (int64_t s = 0; s < each; ++s)
+                take(chunk * each + s, _mm512_and_si512(_mm512_srlv_epi16(bytes, _mm512_load_si512(shifts_[s])), mask));
+        };
+        if (spread_.width == 64 && each_ == 4) return take_all(_mm512_loadu_si512(packed), 0, 4);  // 256 dimensions of 2 bits
         for (int64_t chunk = 0; chunk < spread_.chunks; ++chunk) {
             const int64_t left = std::min(spread_.chunk, spread_.width - chunk * spread_.chunk);
             const uint8_t* from = packed + chunk * spread_.chunk;
@@ -66,13 +70,13 @@ class Spreader {
                 bytes = _mm512_broadcast_i64x4(_mm256_maskz_loadu_epi8(~uint32_t{0} >> (32 - left), from));
             else
                 bytes = _mm512_broadcast_i32x4(_mm_maskz_loadu_epi8(static_cast<__mmask16>(0xFFFF >> (16 - left)), from));
-            for (int64_t s = 0; s < each; ++s)
-                take(chunk * each + s, _mm512_and_si512(_mm512_srlv_epi16(bytes, _mm512_load_si512(shifts_[s])), mask));
+            take_all(bytes, chunk, each_);
         }
     }
 
   private:
     const Spread spread_;
+    const int64_t each_;  // steps of a chunk
     alignas(64) uint16_t shifts_[8][32];
 };
 #endif

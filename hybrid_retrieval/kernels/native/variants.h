@@ -94,8 +94,8 @@ struct EstimateKernels {
     // scores [W], errors [W]: what each is wrong by at most; -inf and 0 for a window without tokens; false as above
     bool (*maxsim)(const ResidualQuery& query, const PackedTokens& index, const int64_t* starts, const int64_t* lengths,
                    int64_t windows, float* scores, float* errors);
-    // centroids float32 [K, D] -> rows uint8 [K, inputs(D)], and steps float32 [K]
-    int64_t (*inputs)(int64_t d);
+    int64_t (*packed_bytes)(int64_t k, int64_t d);
+    // centroids float32 [K, D] -> rows uint8 [packed_bytes], and steps float32 [K]
     void (*pack)(const float* centroids, int64_t k, int64_t d, uint8_t* rows, float* steps);
     // What `levels` makes of the scores of all centroids (to about .002) with query [tokens, D]: table [K, stride], range
     // [2] as above
@@ -111,6 +111,8 @@ struct DigitKernels {
     // packed in 3 digits; query [tokens, D] -> out float32 [K, stride], stride a multiple of 32; range [2] as above
     void (*centroid_scores)(const int8_t* packed, const float* steps, int64_t k, int64_t d, const float* query,
                             int64_t tokens, int64_t stride, float* out, float* range);
+    // some of the centroids packed in 3 digits, packed beside each other
+    void (*gather)(const int8_t* packed, int64_t d, const uint32_t* centroids, int64_t count, int8_t* out);
     bool (*maxsim)(const ResidualQuery& query, const PackedTokens& index, const int64_t* starts, const int64_t* lengths,
                    int64_t windows, float* scores);
 };
@@ -161,6 +163,7 @@ extern const NearestKernels nearest_table;
 namespace amx {
 extern const Kernels table;
 extern const DigitKernels digit_table;
+extern const EstimateKernels estimate_table;
 extern const NearestKernels nearest_table;
 }
 #endif
