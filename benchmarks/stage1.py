@@ -6,7 +6,7 @@
 Each peer runs in an environment of its own (``benchmarks/peers/make_env.sh``) as ``benchmarks/peers/worker.py``.
 Vectors come from the embedded encoder and are kept in WORK. Reported for each system and k: milliseconds a query at
 the median and the 95th percentile, overlap of the top k with exhaustive MaxSim over the float vectors and over the
-same 2-bit index, nDCG@10; queries a second of all in one call, at the largest k; and build time, bytes and peak
+same 2-bit index, nDCG@10 (of a folder with qrels; without, its queries are asked for speed alone); queries a second of all in one call, at the largest k; and build time, bytes and peak
 memory. Query encoding is excluded everywhere. ``--dimensions`` keeps only the first dimensions of each vector (the
 encoder's are turned at random, so all weigh alike), for peers such as maxsim-cpu that end their process at 256.
 ``--peer SYSTEM`` without an environment is one of ours (such as hybrid-retrieval-4bits). ``--plot`` draws the speed
@@ -37,7 +37,8 @@ def encoded(name: str, folder: Path, work: Path, queries: int, passages: int, ti
     from hybrid_retrieval import Encoder
     from hybrid_retrieval.corpus.queries import read_qrels, read_queries
 
-    qrels = read_qrels(folder / "qrels" / "test.tsv")
+    judged = folder / "qrels" / "test.tsv"
+    qrels = read_qrels(judged) if judged.exists() else {}
     rows = [json.loads(line) for line in (folder / "corpus.jsonl").read_text(encoding="utf-8").splitlines()]
     if passages:
         rows = rows[:passages]
@@ -45,7 +46,7 @@ def encoded(name: str, folder: Path, work: Path, queries: int, passages: int, ti
     asked = [
         query
         for query in read_queries(folder / "queries.jsonl")
-        if any(p in position for p in qrels.get(query.query_id, {}))
+        if not judged.exists() or any(p in position for p in qrels.get(query.query_id, {}))
     ]
     asked = random.Random(0).sample(asked, min(queries, len(asked)))
     encoder = Encoder.load("embedded")
@@ -59,7 +60,8 @@ def encoded(name: str, folder: Path, work: Path, queries: int, passages: int, ti
     print(file=sys.stderr)
     vectors = encoder.encode_queries([query.text for query in asked])
     relevant = [
-        [position[p] for p, grade in qrels[query.query_id].items() if grade > 0 and p in position] for query in asked
+        [position[p] for p, grade in qrels.get(query.query_id, {}).items() if grade > 0 and p in position]
+        for query in asked
     ]
     work.mkdir(parents=True, exist_ok=True)
     np.savez(
@@ -139,7 +141,9 @@ def measure(workers: list[PeerProcess], vectors: Any, ks: list[int], rounds: int
                 "p95_ms": float(np.percentile(times[system], 95)),
                 "overlap_float": overlap(float_top),
                 "overlap_same_index": overlap(quantised) if quantised and system == OURS else None,
-                "ndcg@10": float(np.mean([ndcg_at_10(a, b) for a, b in zip(top, relevant, strict=True)])),
+                "ndcg@10": float(np.mean([ndcg_at_10(a, b) for a, b in zip(top, relevant, strict=True)]))
+                if any(relevant)
+                else None,
             }
     batches: dict[str, list[float]] = {worker.system: [] for worker in workers}
     for _ in range(rounds):
@@ -161,7 +165,8 @@ def show(name: str, found: dict[str, Any], ks: list[int]) -> None:
         for k in ks:
             row = facts["k"][k]
             ratio = row["p50_ms"] / found[OURS]["k"][k]["p50_ms"]
-            cells.append(f"{row['p50_ms']:14.2f} {ratio:5.1f}x {row['overlap_float']:8.3f} {row['ndcg@10']:8.3f}")
+            gain = "" if row["ndcg@10"] is None else f"{row['ndcg@10']:.3f}"
+            cells.append(f"{row['p50_ms']:14.2f} {ratio:5.1f}x {row['overlap_float']:8.3f} {gain:>8}")
         build = facts["build"]
         print(
             f"{system:28} {build['build_s']:8.1f} {build['bytes'] / 1e6:7.1f} {facts['rss_mb']:7.0f} "

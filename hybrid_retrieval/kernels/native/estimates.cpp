@@ -1,10 +1,10 @@
-// MaxSim from packed residuals to about a thousandth, by products of bytes (vpdpbusd), with a bound on what each estimate
+// MaxSim from packed residuals to about a thousandth, by products of bytes, with a bound on what each estimate
 // is wrong by: so cheap that it pays to estimate every window and to score only those exactly that may be among the best.
 //
 // A query token q is step * Q, Q whole numbers of 8 bits, and a residual w is offset + unit * L, L of 0 to 255. So
 // q.w = offset * sum(step * Q) + step * unit * Q.L + error, and |error| <= |q - step * Q| |w| + sum |step * Q| * e, where
-// e is the most that a weight differs from its level. What the tables (lookup.cpp) round is added: the bound is on the
-// difference from their scores.
+// e is the most that a weight differs from its level. What exact scores round (lookup.cpp, digits.cpp) is added: the bound
+// is on the difference from these.
 //
 // The centroids' scores on 256 levels, which choose and prune, come from bytes as well.
 #include "products.h"
@@ -41,14 +41,15 @@ class EstimatedSums {
             });
             scale_[q] = level.step * unit_;
             bias_[q] = offset_ * level.step * static_cast<float>(level.sum);
+            // It counts as zeros, here and perhaps in the scores of the centroids, which are of length 1.
+            if (level.missed >= level.length) {
+                error_ += level.length * (1 + residual);
+                continue;
+            }
             // A sum of D sizes is at most sqrt(D) times the length.
             const float rounded = (level.length + level.missed) * std::sqrt(static_cast<float>(d)) * wrong;
-            // Exact scores are rounded as well: each half byte by half a step of the tables (tables.cpp).
-            const float step = range * largest_sum(query.query + (first + q) * d, d, kSummed / 2 * index.per_byte) /
-                               (65535 - 2 * kSummed);
-            // A token that counts as zeros may do so in the centroids' scores too, which are of length 1.
-            if (level.missed >= level.length) error_ += level.length;
-            error_ += level.missed * residual + rounded + static_cast<float>(index.width) * step + kRounding * level.length;
+            error_ += level.missed * residual + rounded + kRounding * level.length;
+            error_ += rounded_exactly(query.query + (first + q) * d, level, residual, range, index);
         }
     }
 
@@ -73,15 +74,27 @@ class EstimatedSums {
     float error() const { return error_; }
 
   private:
-    // The largest sum of sizes of `together` values side by side.
-    static float largest_sum(const float* values, int64_t d, int64_t together) {
-        float largest = 0;
-        for (int64_t i = 0; i < d; i += together) {
+    // What exact scores are wrong by at most, of one query token with a residual that is no longer than `residual`.
+    static float rounded_exactly(const float* values, const Level& level, float residual, float range,
+                                 const PackedTokens& index) {
+#if defined(__AMX_INT8__)
+        // Two digits (digits.cpp): half a step of 1 / 16,256 of the largest number on either side, and the product of the
+        // lower digits, of which the query's are what its levels missed and a weight's at most 64 steps.
+        (void)values, (void)range;
+        const float steps = std::sqrt(static_cast<float>(index.dimensions)) * level.step / 256;
+        return residual * (level.missed * (64.0f / 16256) + steps + level.length / 32512);
+#else
+        (void)level, (void)residual;
+        // Tables (tables.cpp): half a step for each half byte.
+        const int64_t together = kSummed / 2 * index.per_byte;
+        float largest = 0;  // sum of sizes of values that are summed
+        for (int64_t i = 0; i < index.dimensions; i += together) {
             float sum = 0;
-            for (int64_t j = i; j < std::min(d, i + together); ++j) sum += std::fabs(values[j]);
+            for (int64_t j = i; j < std::min(index.dimensions, i + together); ++j) sum += std::fabs(values[j]);
             largest = std::max(largest, sum);
         }
-        return largest;
+        return static_cast<float>(index.width) * range * largest / (65535 - 2 * kSummed);
+#endif
     }
 
     // Weights on levels, as many of 128 to 255 as fit them best; returns what they are wrong by at most.
