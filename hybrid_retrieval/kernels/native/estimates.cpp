@@ -23,7 +23,7 @@ class EstimatedSums {
   public:
     EstimatedSums(const ResidualQuery& query, int64_t first, const PackedTokens& index)
         : few_(query.tokens - first <= kRow / 2), spread_(index.width, index.per_byte), spreader_(spread_),
-          query_(spread_.steps * kInputs * kRow), unpacked_(spread_.steps * kInputs * kTogether) {
+          query_(spread_.steps * kInputs * kRow), unpacked_(spread_.steps * kInputs * kTogether * 2) {
         const float wrong = fit_levels(query.weights, query.buckets);
         float largest = 0, range = 0;
         for (int64_t b = 0; b < 1 << spread_.nbits; ++b) {
@@ -54,17 +54,23 @@ class EstimatedSums {
     }
 
     void fill(const PackedTokens& index, const int64_t* tokens, int count, int32_t (*sums)[kRow]) {
-        const int64_t inputs = spread_.steps * kInputs;
+        const int64_t inputs = spread_.steps * kInputs, block = inputs * kTogether;
         const __m512i levels = _mm512_load_si512(levels_);
-        for (int64_t first = 0; first < count; first += kTogether) {
-            const int64_t here = std::min<int64_t>(kTogether, count - first);
-            for (int64_t t = 0; t < here; ++t) {
-                uint8_t* const to = unpacked_.data() + row_place(t, 0, inputs);
+        const auto unpack = [&](int64_t first) {
+            uint8_t* const rows = unpacked_.data() + first / kTogether % 2 * block;
+            for (int64_t t = 0; t < std::min<int64_t>(kTogether, count - first); ++t) {
+                uint8_t* const to = rows + row_place(t, 0, inputs);
                 spreader_.unpack(index.residuals + tokens[first + t] * index.width, [&](int64_t step, __m512i values) {
                     _mm512_store_si512(to + row_place(0, step * kInputs, inputs), _mm512_shuffle_epi8(levels, values));
                 });
             }
-            products(unpacked_.data(), here, inputs, query_.data(), few_, sums + first);
+        };
+        // The next rows before the products of these: a load across stores that are still on their way would wait for them.
+        if (count) unpack(0);
+        for (int64_t first = 0; first < count; first += kTogether) {
+            if (first + kTogether < count) unpack(first + kTogether);
+            products(unpacked_.data() + first / kTogether % 2 * block, std::min<int64_t>(kTogether, count - first), inputs,
+                     query_.data(), few_, sums + first);
         }
     }
 
@@ -129,7 +135,7 @@ class EstimatedSums {
     const Spread spread_;
     const Spreader spreader_;
     Aligned<int8_t> query_;
-    Aligned<uint8_t> unpacked_;  // of kTogether rows
+    Aligned<uint8_t> unpacked_;  // twice kTogether rows
     alignas(64) uint8_t levels_[64] = {};
     float offset_ = 0, unit_ = 1, error_ = 0;
     float scale_[kRow] = {}, bias_[kRow] = {};
