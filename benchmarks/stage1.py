@@ -6,11 +6,11 @@
 Each peer runs in an environment of its own (``benchmarks/peers/make_env.sh``) as ``benchmarks/peers/worker.py``.
 Vectors come from the embedded encoder and are kept in WORK. Reported for each system and k: milliseconds a query at
 the median and the 95th percentile, overlap of the top k with exhaustive MaxSim over the float vectors and over the
-same 2-bit index, nDCG@10 (of a folder with qrels; without, its queries are asked for speed alone); queries a second of all in one call, at the largest k; and build time, bytes and peak
-memory. Query encoding is excluded everywhere. ``--dimensions`` keeps only the first dimensions of each vector (the
-encoder's are turned at random, so all weigh alike), for peers such as maxsim-cpu that end their process at 256.
-``--peer SYSTEM`` without an environment is one of ours (such as hybrid-retrieval-4bits). ``--plot`` draws the speed
-at the largest k against the overlap.
+same 2-bit index, nDCG@10 (without qrels in the folder, its queries are asked for speed alone); queries a second of all
+in one call, at the largest k; and build time, bytes and peak memory. Query encoding is excluded everywhere.
+``--dimensions`` keeps only the first dimensions of each vector (the encoder's are turned at random, so all weigh
+alike), for peers such as maxsim-cpu that end their process at 256. ``--peer SYSTEM`` without an environment is one of
+ours (such as hybrid-retrieval-4bits). ``--plot`` draws the speed at the largest k against the overlap.
 """
 
 from __future__ import annotations
