@@ -18,8 +18,7 @@ from hybrid_retrieval.training import data, projection_recipe, query_weights_rec
 from hybrid_retrieval.training.base_weights import BaseModel, read_base, tokenizer_json
 from hybrid_retrieval.training.data import Pair
 from hybrid_retrieval.training.export import write_atomically, write_encoder, write_reranker
-from hybrid_retrieval.training.exported import exported_state, exported_weights
-from hybrid_retrieval.training.modules import CrossEncoder, Encoder, Trunk
+from hybrid_retrieval.training.modules import CrossEncoder, Trunk
 
 ENCODER: dict[str, Any] = {
     "name": "multilingual-e5-small-colbert",
@@ -256,16 +255,6 @@ def _reranker_sources(
     return sources | {recipe.STATEMENTS: (stated, len(stated))}
 
 
-def _reader_of_both(base: BaseModel, encoder: Path) -> CrossEncoder:
-    """The cross-encoder that an exported encoder makes before it is trained."""
-    state = exported_state(encoder)
-    dimensions = len(state["projection.weight"])
-    untrained = Encoder(Trunk(base), dimensions)
-    untrained.load_state_dict({name: torch.from_numpy(value) for name, value in state.items()})
-    weights = exported_weights(encoder)
-    return CrossEncoder(untrained, weights.direction, weights.bias)
-
-
 def _reranker(
     base: BaseModel,
     tokenizer: Tokenizer,
@@ -285,7 +274,7 @@ def _reranker(
     """Mine negatives with the encoder in ``out``, train the cross-encoder, export."""
     sources = _reranker_sources(tokenizer, pairs=pairs, sentences=sentences, documentation=documentation, seed=seed)
     lists, made_of = _lists(work / "reranker-lists.json", out, sources, seed=seed, threads=threads)
-    model = _reader_of_both(base, out)
+    model = CrossEncoder(Trunk(base))
     done = reranker_recipe.train_reranker(
         model,
         lists,
