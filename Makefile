@@ -51,9 +51,10 @@ sanitize-thread:
 	$(TSAN) -DHR_VARIANT=portable -c $(NATIVE)/lookup.cpp -o build/thread/portable.o
 	$(if $(X86),$(TSAN) -DHR_VARIANT=avx2 -mavx2 -mfma -c $(NATIVE)/lookup.cpp -o build/thread/avx2.o)
 	$(if $(X86),$(TSAN) -DHR_VARIANT=avx512vnni $(VNNI) -c $(NATIVE)/estimates.cpp -o build/thread/avx512vnni.o)
-	$(if $(AMX),$(TSAN) -DHR_VARIANT=amx $(TILES) -c $(NATIVE)/digits.cpp -o build/thread/amx.o)
+	$(if $(AMX),$(TSAN) -DHR_VARIANT=amx $(TILES) -c $(NATIVE)/digits.cpp -o build/thread/amx-digits.o)
+	$(if $(AMX),$(TSAN) -DHR_VARIANT=amx $(TILES) -c $(NATIVE)/estimates.cpp -o build/thread/amx-estimates.o)
 	$(TSAN) $(if $(X86),-DHR_X86) $(if $(AMX),-DHR_AMX) tests/kernels/threads.cpp $(NATIVE)/tables.cpp \
-	  build/thread/portable.o $(if $(X86),build/thread/avx2.o build/thread/avx512vnni.o) $(if $(AMX),build/thread/amx.o) -pthread -o build/thread/threads
+	  build/thread/portable.o $(if $(X86),build/thread/avx2.o build/thread/avx512vnni.o) $(if $(AMX),build/thread/amx-digits.o build/thread/amx-estimates.o) -pthread -o build/thread/threads
 	TSAN_OPTIONS=halt_on_error=1 setarch -R build/thread/threads
 
 # The NEON kernels, compiled for aarch64, against what the NumPy reference records and against the portable kernels. Needs,

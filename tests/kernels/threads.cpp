@@ -157,7 +157,8 @@ int main() {
             good = check(by(hr::avx512vnni::estimate_table), "avx512vnni", nbits) && good;
 #endif
 #if defined(HR_AMX)
-        if (has_tiles()) good = check(by(hr::amx::digit_table), "amx", nbits) && good;
+        if (has_tiles()) good = check(by(hr::amx::digit_table), "amx, digits", nbits) && good;
+        if (has_tiles()) good = check(by(hr::amx::estimate_table), "amx, estimates", nbits) && good;
 #endif
     }
     std::puts(good ? "no race found, the same scores on any number of threads" : "FAILED");
