@@ -43,6 +43,9 @@ Level put_levels(const float* values, int64_t d, const Put& put) {
 constexpr int kColumns = 32;  // side by side, in two registers
 constexpr int kShared = 8;    // rows that share a load of columns
 
+// Inputs are taken four at a time.
+inline int64_t in_fours(int64_t d) { return (d + 3) / 4 * 4; }
+
 // Where input i of a column stands: [inputs / 4][kColumns][4].
 inline int64_t column_place(int64_t i, int64_t column) { return i / 4 * 4 * kColumns + column * 4 + i % 4; }
 

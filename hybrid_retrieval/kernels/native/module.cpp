@@ -389,10 +389,11 @@ class Codec {
         bool within = true;
         {
             nb::gil_scoped_release released;
+            const std::vector<float> columns = variant_.digits ? std::vector<float>() : columns_of(query, stride);
             std::vector<uint32_t> waiting;
             std::vector<float> out(kFilled * stride);
             const auto compute = [&] {
-                products_of(waiting, query, stride, out.data());
+                products_of(waiting, query, columns, stride, out.data());
                 for (size_t i = 0; i < waiting.size(); ++i)
                     std::copy_n(out.data() + i * stride, stride, scores.data() + waiting[i] * stride);
                 waiting.clear();
@@ -530,9 +531,12 @@ class Codec {
         return columns;
     }
 
-    // The same of some centroids, the very numbers: out [some, stride].
-    void products_of(const std::vector<uint32_t>& some, const Matrix& query, size_t stride, float* out) const {
-        const auto count = static_cast<int64_t>(some.size()), d = static_cast<int64_t>(d_), width = static_cast<int64_t>(stride);
+    // Scores of some centroids, the very numbers of `centroid_scores`: out [some, stride]. columns: the query's, which
+    // digits do without.
+    void products_of(const std::vector<uint32_t>& some, const Matrix& query, const std::vector<float>& columns,
+                     size_t stride, float* out) const {
+        const auto count = static_cast<int64_t>(some.size()), d = static_cast<int64_t>(d_);
+        const auto width = static_cast<int64_t>(stride);
         if (variant_.digits) {
             hr::Aligned<int8_t> digits(variant_.digits->packed_bytes(count, d, 3));
             std::vector<float> steps;
@@ -545,7 +549,7 @@ class Codec {
         }
         std::vector<float> rows(some.size() * d_);
         for (size_t i = 0; i < some.size(); ++i) std::copy_n(centroids_.data() + some[i] * d_, d_, rows.data() + i * d_);
-        variant_.layers.multiply(rows.data(), count, d, columns_of(query, stride).data(), width, out);
+        variant_.layers.multiply(rows.data(), count, d, columns.data(), width, out);
     }
 
     void products(const Matrix& query, size_t stride, float* out, float* range) const {

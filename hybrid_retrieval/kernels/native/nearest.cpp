@@ -26,8 +26,7 @@ struct Facts {
     float missed[kColumns], lengths[kColumns];
 };
 
-int64_t inputs_of(int64_t d) { return (d + 3) / 4 * 4; }
-int64_t block_bytes(int64_t d) { return inputs_of(d) * kColumns + static_cast<int64_t>(sizeof(Facts)); }
+int64_t block_bytes(int64_t d) { return in_fours(d) * kColumns + static_cast<int64_t>(sizeof(Facts)); }
 
 int64_t packed_bytes(int64_t k, int64_t d) { return (k + kColumns - 1) / kColumns * block_bytes(d); }
 
@@ -43,7 +42,7 @@ void pack(const float* centroids, int64_t k, int64_t d, int8_t* packed, float* s
             facts.missed[c] = level.missed;
             facts.lengths[c] = level.length;
         }
-        std::memcpy(packed + inputs_of(d) * kColumns, &facts, sizeof facts);
+        std::memcpy(packed + in_fours(d) * kColumns, &facts, sizeof facts);
     }
 }
 
@@ -64,7 +63,7 @@ inline float dot(const float* a, const float* b, int64_t d) {
 class Search {
   public:
     Search(const int8_t* packed, const float* steps, const float* centroids, const float* offsets, int64_t k, int64_t d)
-        : packed_(packed), centroids_(centroids), offsets_(offsets), k_(k), d_(d), inputs_(inputs_of(d)),
+        : packed_(packed), centroids_(centroids), offsets_(offsets), k_(k), d_(d), inputs_(in_fours(d)),
           levels_(kTogether * inputs_), units_((k + kColumns - 1) / kColumns * kColumns, 0.0f),
           ends_(units_.size(), std::numeric_limits<float>::infinity()) {
         std::copy(steps, steps + k, units_.begin());

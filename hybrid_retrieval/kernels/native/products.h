@@ -40,7 +40,7 @@ struct Products {};
 
 constexpr int64_t kTogether = kShared;
 
-inline int64_t inputs_of(int64_t d) { return (d + 3) / 4 * 4; }
+inline int64_t inputs_of(int64_t d) { return in_fours(d); }
 
 inline int64_t row_place(int64_t row, int64_t i, int64_t inputs) { return row * inputs + i; }
 
