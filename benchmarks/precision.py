@@ -54,8 +54,11 @@ class FloatEncoder(EncoderBackend):
 
 class FloatReranker(RerankerBackend):
     def __init__(self, base: BaseModel, work: Path) -> None:
-        self._model = modules.CrossEncoder(modules.Trunk(base))
-        self._model.load_state_dict(trained(work / "reranker.ckpt"))
+        state = trained(work / "reranker.ckpt")
+        dimensions = len(state["projection.weight"])
+        encoder = modules.Encoder(modules.Trunk(base), dimensions)
+        self._model = modules.CrossEncoder(encoder, [0.0] * dimensions, 0.0)
+        self._model.load_state_dict(state)
 
     def forward(
         self, ids: NDArray[np.int64], mask: NDArray[np.int64], types: NDArray[np.int64] | None
