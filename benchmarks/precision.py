@@ -54,11 +54,8 @@ class FloatEncoder(EncoderBackend):
 
 class FloatReranker(RerankerBackend):
     def __init__(self, base: BaseModel, work: Path) -> None:
-        state = trained(work / "reranker.ckpt")
-        dimensions = len(state["projection.weight"])
-        encoder = modules.Encoder(modules.Trunk(base), dimensions)
-        self._model = modules.CrossEncoder(encoder, [0.0] * dimensions, 0.0)
-        self._model.load_state_dict(state)
+        self._model = modules.CrossEncoder(modules.Trunk(base))
+        self._model.load_state_dict(trained(work / "reranker.ckpt"))
 
     def forward(
         self, ids: NDArray[np.int64], mask: NDArray[np.int64], types: NDArray[np.int64] | None

@@ -166,8 +166,7 @@ class GraphBuilder:
 
     def trunk_facts(self) -> dict[str, int | float]:
         """The numbers of a description's ``trunk`` section."""
-        numbers = (int(name.split(".")[1]) for name in self.state if name.startswith("layers."))
-        depth = 1 + max(numbers, default=-1)
+        depth = 1 + max(int(name.split(".")[1]) for name in self.state if name.startswith("layers."))
         return {
             "vocabulary": self.shape.vocabulary,
             "hidden": self.shape.hidden,

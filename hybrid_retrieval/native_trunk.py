@@ -165,17 +165,6 @@ class NativeTrunk:
         width = self.facts.hidden if projection is None else projection.width
         return Ragged(np.concatenate(states) if states else np.empty((0, width), np.float32), offsets)
 
-    def project(self, states: Ragged, projection: Projection) -> Ragged:
-        """Unit vectors float32 [T, D] of final states that are needed themselves too."""
-        parts = [slice(*states.offsets[list(part)]) for part in _shares(states.offsets, self.threads)]
-
-        def run(part: slice) -> Float32:
-            vectors: Float32 = projection.kernel.run(states.data[part])
-            return vectors
-
-        vectors = list(map(run, parts) if self._pool is None or len(parts) == 1 else self._pool.map(run, parts))
-        return Ragged(np.concatenate(vectors), states.offsets)
-
     def _run(
         self,
         rows: Sequence[NDArray[np.int64]],

@@ -12,7 +12,7 @@ from hybrid_retrieval.native_trunk import NativeTrunk, TrunkFacts
 from hybrid_retrieval.rerankers.backend import RerankerBackend
 from hybrid_retrieval.rerankers.pairs import PairConvention
 
-MAXSIM = ("projection", "gate.weight", "gate.bias")
+GATE = ("gate.weight", "gate.bias")
 HEAD = ("dense.weight", "dense.bias", "out.weight", "out.bias")
 
 
@@ -25,24 +25,17 @@ class NativeRerankerBackend(RerankerBackend):
         self._trunk = NativeTrunk(folder, facts, variant=variant, threads=threads)
         # The embedded model has a MaxSim in its head; a plain classifier has none.
         self._scale = self._trunk.tensors.get("scale")
-        needed = HEAD if self._scale is None else (*HEAD, *MAXSIM)
+        needed = HEAD if self._scale is None else (*HEAD, *GATE)
         missing = [name for name in needed if name not in self._trunk.tensors]
         if missing:
             raise ModelError(f"{folder / facts.weights}: the head is incomplete ({', '.join(missing)})")
         self._dense, self._dense_bias, self._out, self._out_bias = (self._trunk.tensors[name] for name in HEAD)
         if self._scale is not None:
-            if not convention.middle_ids or convention.middle_ids[:1] != convention.suffix_ids[:1]:
+            if not convention.middle_ids:
                 raise ModelError(
-                    f"{folder}: the head tells query and passage apart by the token that ends both, and middle_ids "
-                    f"{list(convention.middle_ids)} and suffix_ids {list(convention.suffix_ids)} begin with no such one"
+                    f"{folder}: the head tells query and passage apart by a separator, and middle_ids is empty"
                 )
-            projection, self._gate, self._gate_bias = (self._trunk.tensors[name] for name in MAXSIM)
-            if self._gate.shape != (1, len(projection)):
-                raise ModelError(
-                    f"{folder / facts.weights}: gate.weight must be [1, {len(projection)}], as wide as the projection, "
-                    f"got {list(self._gate.shape)}: export the model anew"
-                )
-            self._projection = self._trunk.projection(projection)
+            self._gate, self._gate_bias = (self._trunk.tensors[name] for name in GATE)
         self._convention = convention
         self.lanes = self._trunk.threads
 
@@ -54,24 +47,23 @@ class NativeRerankerBackend(RerankerBackend):
         rows = [row[:length] for row, length in zip(ids, lengths, strict=True)]
         kinds = None if types is None else [row[:length] for row, length in zip(types, lengths, strict=True)]
         states = self._trunk.run(rows, types=kinds)
-        logits = np.array([self._classified(state[0]) for state in states], np.float32)
-        if self._scale is not None:
-            vectors = self._trunk.project(states, self._projection)
-            logits += self._scale * np.array([self._maxsim(*pair) for pair in zip(rows, vectors, strict=True)])
-        return logits
+        return np.array([self._logit(row, state) for row, state in zip(rows, states, strict=True)], np.float32)
 
-    def _classified(self, first: NDArray[np.float32]) -> np.float32:
-        """What the first token's state says."""
-        pooled = np.tanh(self._dense @ first + self._dense_bias)
+    def _logit(self, ids: NDArray[np.int64], states: NDArray[np.float32]) -> np.float32:
+        """What the first token's state says; for the embedded model, a scaled MaxSim of query and passage too."""
+        pooled = np.tanh(self._dense @ states[0] + self._dense_bias)
         logit: np.float32 = (self._out @ pooled)[0] + self._out_bias[0]
-        return logit
+        return logit if self._scale is None else logit + self._scale * self._maxsim(ids, states)
 
-    def _maxsim(self, ids: NDArray[np.int64], vectors: NDArray[np.float32]) -> np.float32:
-        """Weighted mean MaxSim of all before the first separator with all between it and the next."""
-        end, after = np.flatnonzero(ids == self._convention.middle_ids[0])[:2]
-        query, passage = vectors[:end], vectors[end + 1 : after]
-        gate = query @ self._gate[0] + self._gate_bias[0]
-        weights = np.exp(-np.logaddexp(np.float32(0), -gate) / 2)  # the root of the sigmoid, without overflow
-        best = (query @ passage.T).max(axis=1, initial=-1)
-        mean: np.float32 = best @ weights / weights.sum()
+    def _maxsim(self, ids: NDArray[np.int64], states: NDArray[np.float32]) -> np.float32:
+        marks = self._convention
+        first = len(marks.prefix_ids)
+        end = first + int(np.argmax(ids[first:] == marks.middle_ids[0]))
+        unit = states / np.linalg.norm(states, axis=1, keepdims=True)
+        passage = unit[end + len(marks.middle_ids) : len(ids) - len(marks.suffix_ids)]
+        if not len(passage):
+            return np.float32(-1)
+        gate = states[first:end] @ self._gate[0] + self._gate_bias[0]
+        weights = np.exp(-np.logaddexp(np.float32(0), -gate))  # the sigmoid, without overflow
+        mean: np.float32 = (unit[first:end] @ passage.T).max(axis=1) @ weights / weights.sum()
         return mean

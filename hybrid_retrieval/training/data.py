@@ -63,14 +63,14 @@ def draw_shares(files: Shares, across: Shares, documentation: Shares, more: Mapp
 
 
 def load_pairs(
-    folder: Path, tokenizer: Tokenizer, *, rows: int = 4000, seed: int, names: Iterable[str] = tuple(WEIGHTS)
+    folder: Path, tokenizer: Tokenizer, *, limit: int, seed: int, names: Iterable[str] = tuple(WEIGHTS)
 ) -> dict[str, list[Pair]]:
-    """Of each file of ``names``, shuffled, the first ``rows`` pairs without those of the first ``HELD_OUT`` passages,
-    which tune and check (``held_out``). More rows add to the end."""
+    """At most ``limit`` pairs of each file of ``names``, shuffled, without the first
+    ``HELD_OUT`` passages' pairs of the shuffle, which tune and check (``held_out``)."""
     out = {}
     for name in names:
-        pairs = _read(folder / f"{name}.jsonl", tokenizer, seed, rows)
-        out[name] = [pair for pair in pairs if pair.passage_key >= HELD_OUT]
+        pairs = _read(folder / f"{name}.jsonl", tokenizer, seed)
+        out[name] = [pair for pair in pairs if pair.passage_key >= HELD_OUT][:limit]
     return out
 
 

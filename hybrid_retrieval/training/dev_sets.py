@@ -42,7 +42,7 @@ def main() -> None:
     base, pairs, out = (Path(argument) for argument in sys.argv[1:4])
     queries, pool = (int(argument) for argument in sys.argv[4:6] or (60, 500))
     tokenizer = Tokenizer.from_str(tokenizer_json(read_base(base)))
-    drawn = load_pairs(pairs, tokenizer, seed=0)
+    drawn = load_pairs(pairs, tokenizer, limit=4000, seed=0)
     for name in FILES:
         held = held_out(pairs, tokenizer, name, seed=0)
         write_dev_set(out, name, held, drawn[name], tokenizer, queries=queries, pool=pool)

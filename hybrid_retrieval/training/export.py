@@ -13,7 +13,6 @@ import numpy as np
 
 from hybrid_retrieval.bert_graph import EMBEDDINGS_FILE, WeightsFile
 from hybrid_retrieval.training.base_weights import BaseModel, tokenizer_json
-from hybrid_retrieval.training.data import END, PASSAGE_PREFIX, QUERY_PREFIX
 from hybrid_retrieval.training.graph import Exported, embedding_bytes, encoder_graph, reranker_graph
 
 TOKENIZER_FILE = "tokenizer.json.gz"
@@ -86,15 +85,16 @@ def write_reranker(base: BaseModel, state: Mapping[str, np.ndarray], out: Path, 
     shared = WeightsFile(encoder.name, encoder.read_bytes()) if encoder.exists() else None
     exported = reranker_graph(base, state, where, file="reranker.safetensors", shared=shared)
     trunk = _write_graph(exported, out, "reranker", **({"shared": shared.name} if shared else {}))
+    bos, eos = base.special_ids["<s>"], base.special_ids["</s>"]
     value = {
         "format": 1,
         "kind": "reranker",
         "graph": "reranker.onnx",
         "tokenizer": TOKENIZER_FILE,
         "pad_id": base.special_ids["<pad>"],
-        "prefix_ids": QUERY_PREFIX,
-        "middle_ids": [END, *PASSAGE_PREFIX],
-        "suffix_ids": [END],
+        "prefix_ids": [bos],
+        "middle_ids": [eos, eos],
+        "suffix_ids": [eos],
         "token_types": False,
         **description,
         "trunk": trunk,

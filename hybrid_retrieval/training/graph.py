@@ -11,7 +11,6 @@ from onnx import TensorProto
 
 from hybrid_retrieval.bert_graph import BertShape, GraphBuilder, WeightsFile
 from hybrid_retrieval.training.base_weights import BaseModel
-from hybrid_retrieval.training.modules import STIFFNESS
 
 
 def embedding_bytes(base: BaseModel) -> tuple[bytes, dict[str, tuple[int, int]]]:
@@ -75,32 +74,30 @@ def reranker_graph(
 
 def _interaction(builder: GraphBuilder, hidden: str, state: Mapping[str, np.ndarray]) -> str:
     """The scaled, weighted MaxSim of ``modules.CrossEncoder``: float32 [B]."""
-
-    def turned(name: str, value: np.ndarray) -> str:
-        return builder.node("Transpose", [builder.weight(name, value)], perm=[1, 0])[0]
-
-    end, none = builder.constant("end", np.array(2, np.int64)), builder.constant("none", np.array(0, np.int32))
-    one = builder.constant("one", np.array(1, np.int32))
+    end, two = builder.constant("end", np.array(2, np.int64)), builder.constant("two", np.array(2, np.int32))
+    zero, none = builder.constant("bos", np.array(0, np.int64)), builder.constant("none", np.array(0, np.int32))
     (is_end,) = builder.node("Equal", ["input_ids", end])
     (ends,) = builder.node("Cast", [is_end], to=TensorProto.INT32)
     (part,) = builder.node("CumSum", [ends, builder.constant("along", np.array(1, np.int64))])
-    (query,) = builder.node("Equal", [part, none])
+    (before,) = builder.node("Equal", [part, none])
+    (is_bos,) = builder.node("Equal", ["input_ids", zero])
+    (not_bos,) = builder.node("Not", [is_bos])
+    (query,) = builder.node("And", [before, not_bos])
     (asked,) = builder.node("Cast", [query], to=TensorProto.FLOAT)
-    (projected,) = builder.node("MatMul", [hidden, turned("projection", state["projection.weight"])])
-    (unit,) = builder.node("LpNormalization", [projected], axis=-1, p=2)
-    (read,) = builder.node("MatMul", [unit, turned("gate.weight", STIFFNESS * state["gate.weight"])])
-    (raised,) = builder.node("Add", [read, builder.weight("gate.bias", STIFFNESS * state["gate.bias"])])
+    (turned_gate,) = builder.node("Transpose", [builder.weight("gate.weight", state["gate.weight"])], perm=[1, 0])
+    (read,) = builder.node("MatMul", [hidden, turned_gate])
+    (raised,) = builder.node("Add", [read, builder.weight("gate.bias", state["gate.bias"])])
     ending = builder.constant("ending", np.array([2], np.int64))
     (flat,) = builder.node("Squeeze", [raised, ending])
-    (share,) = builder.node("Sigmoid", [flat])
-    (gate,) = builder.node("Sqrt", [share])
+    (gate,) = builder.node("Sigmoid", [flat])
     (weights,) = builder.node("Mul", [gate, asked])
-    (after,) = builder.node("Equal", [part, one])
+    (after,) = builder.node("Equal", [part, two])
     (not_end,) = builder.node("Not", [is_end])
     (passage,) = builder.node("And", [after, not_end])
     (row,) = builder.node("Unsqueeze", [passage, builder.constant("middle", np.array([1], np.int64))])
-    (columns,) = builder.node("Transpose", [unit], perm=[0, 2, 1])
-    (products,) = builder.node("MatMul", [unit, columns])
+    (unit,) = builder.node("LpNormalization", [hidden], axis=-1, p=2)
+    (turned,) = builder.node("Transpose", [unit], perm=[0, 2, 1])
+    (products,) = builder.node("MatMul", [unit, turned])
     (masked,) = builder.node("Where", [row, products, builder.constant("least", np.array(-1, np.float32))])
     (best,) = builder.node("ReduceMax", [masked, ending], keepdims=0)
     (weighed,) = builder.node("Mul", [best, weights])

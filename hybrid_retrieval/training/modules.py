@@ -3,19 +3,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hybrid_retrieval.training.base_weights import BaseModel
-from hybrid_retrieval.training.data import END
-
-STIFFNESS = 4.0
-"""Of the logit of a query token's weight (``TokenWeights``): parameters so much smaller that one learning rate fits
-them and the rest."""
 
 
 class Layer(nn.Module):
@@ -107,40 +100,40 @@ class Encoder(nn.Module):
 
 
 class CrossEncoder(nn.Module):
-    """Cross-encoder over ``<s> query : query </s> <s> passage : passage </s>``; returns one logit a pair, float32 [B].
+    """Cross-encoder over ``<s> query </s></s> passage </s>``; returns one logit a pair, float32 [B].
 
-    It begins as the encoder, reading both texts at once, so that query and passage attend to each other in every
-    layer. The logit is a scaled MaxSim of the projected, unit final states (markers of both parts, but no end), the
-    mean over query tokens weighted as the encoder weighs them (``TokenWeights``), plus first token -> dense -> tanh
-    -> 1, without influence at first.
+    Query and passage attend to each other in every layer. The logit is a scaled MaxSim of the query's final states
+    with the passage's (so that training starts from a working ranking), the mean weighted by what ``gate`` reads in
+    each query token (evenly at first), plus first token -> dense -> tanh -> 1.
     """
 
-    def __init__(self, encoder: Encoder, direction: Sequence[float], bias: float) -> None:
-        """direction, bias: the encoder's ``TokenWeights``."""
+    END = 2
+
+    def __init__(self, trunk: Trunk) -> None:
         super().__init__()
-        hidden = encoder.trunk.table.shape[1]
-        self.trunk, self.projection = encoder.trunk, encoder.projection
-        self.gate = nn.Linear(self.projection.out_features, 1)
+        hidden = trunk.table.shape[1]
+        self.trunk = trunk
         self.dense = nn.Linear(hidden, hidden)
         self.out = nn.Linear(hidden, 1)
+        self.gate = nn.Linear(hidden, 1)
         self.scale = nn.Parameter(torch.tensor(30.0))
-        with torch.no_grad():
-            self.gate.weight.copy_(torch.tensor([direction]) / STIFFNESS)
-            self.gate.bias.fill_(bias / STIFFNESS)
+        with torch.no_grad():  # starts as the identity on the first token's state, without influence
             self.dense.weight.copy_(torch.eye(hidden))
-            for zeros in (self.dense.bias, self.out.weight, self.out.bias):
-                zeros.zero_()
+            self.dense.bias.zero_()
+            for linear in (self.out, self.gate):
+                linear.weight.zero_()
+                linear.bias.zero_()
 
     def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
         return self.logits(self.trunk(ids, mask), ids)
 
     def logits(self, x: Tensor, ids: Tensor) -> Tensor:
         """From the trunk's final states [B, L, H]."""
-        is_end = ids == END
-        part = is_end.cumsum(1)  # 0: query, 1: passage, 2: after it
-        unit = F.normalize(self.projection(x), dim=-1)
-        is_passage = (part == 1) & ~is_end
+        part = (ids == self.END).cumsum(1)  # 0: query, 2: passage, 3: after it
+        is_query = ((part == 0) & (ids != 0)).float()
+        is_passage = (part == 2) & (ids != self.END)
+        unit = F.normalize(x, dim=-1)
         best = (unit @ unit.transpose(1, 2)).masked_fill(~is_passage[:, None], -1.0).amax(-1)
-        weights = torch.sqrt(torch.sigmoid(STIFFNESS * self.gate(unit)[..., 0])) * (part == 0)
+        weights = torch.sigmoid(self.gate(x)[..., 0]) * is_query
         maxsim = (best * weights).sum(1) / weights.sum(1)
         return self.scale * maxsim + self.out(torch.tanh(self.dense(x[:, 0])))[:, 0]

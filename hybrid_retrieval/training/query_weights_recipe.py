@@ -1,5 +1,5 @@
 """Recipe of the query tokens' weights: a logistic unit over a token's vector, learned on pairs that the encoder never
-saw, against the best passages that the encoder finds for them. See ``TokenWeights`` for the formula."""
+saw, against the best passages that the encoder finds for them. See ``QueryWeights`` for the formula."""
 
 from __future__ import annotations
 
@@ -16,7 +16,6 @@ from torch import nn
 from hybrid_retrieval.training import data
 from hybrid_retrieval.training.data import Pair
 from hybrid_retrieval.training.exported import ExportedEncoder
-from hybrid_retrieval.training.modules import STIFFNESS
 
 QUERY_TOKENS, PASSAGE_TOKENS = 64, 256
 QUESTIONS, POOL, HARDEST = 500, 900, 40
@@ -25,6 +24,8 @@ FEWEST = 60
 """A file with fewer unseen questions is left out."""
 SENTENCES_EACH, SENTENCES_MORE = 60, {"ara": 400, "cmn": 400, "spa": 200, "rus": 200}
 SCALE, BATCH, STEPS = 30.0, 32, 1500
+STIFFNESS = 4.0
+"""Of the logit: what makes one learning rate fit direction and bias."""
 
 
 @dataclass(frozen=True)
@@ -58,10 +59,10 @@ def gather(encoder: ExportedEncoder, unseen: Sequence[Pair], pool: Sequence[Pair
 
 
 def train_query_weights(asked: Mapping[str, Sequence[Asked]], *, seed: int) -> tuple[NDArray[np.float32], float]:
-    """(direction float32 [D], bias) of ``TokenWeights``.
+    """(direction float32 [D], bias) of ``QueryWeights``.
 
     Cross-entropy of a question's own passage among ``HARDEST`` by the weighted mean MaxSim, files drawn evenly. What it
-    finds is too sharp for questions of other kinds, hence the square root in ``TokenWeights``, outside of the training.
+    finds is too sharp for questions of other kinds, hence the square root in ``QueryWeights``, outside of the training.
     """
     names = sorted(name for name, questions in asked.items() if questions)
     dimensions = asked[names[0]][0].vectors.shape[1]

@@ -18,8 +18,7 @@ from hybrid_retrieval.training import data, projection_recipe, query_weights_rec
 from hybrid_retrieval.training.base_weights import BaseModel, read_base, tokenizer_json
 from hybrid_retrieval.training.data import Pair
 from hybrid_retrieval.training.export import write_atomically, write_encoder, write_reranker
-from hybrid_retrieval.training.exported import exported_state, exported_weights
-from hybrid_retrieval.training.modules import CrossEncoder, Encoder, Trunk
+from hybrid_retrieval.training.modules import CrossEncoder, Trunk
 
 ENCODER: dict[str, Any] = {
     "name": "multilingual-e5-small-colbert",
@@ -125,7 +124,7 @@ def _encoder(
     if resume and path.exists():
         encoder = upper_recipe.untrained(base, torch.load(path, weights_only=True))
     else:
-        drawn = data.load_pairs(pairs, tokenizer, seed=seed)
+        drawn = data.load_pairs(pairs, tokenizer, limit=4000, seed=seed)
         bitext = data.load_bitext(sentences, tokenizer, per_language=110, seed=seed)
         encoder = projection_recipe.train_projection(
             base, drawn, bitext, per_weight=45, dimensions=dimensions, steps=projection_steps, seed=seed
@@ -133,8 +132,10 @@ def _encoder(
         torch.save(encoder.projection.weight.detach(), path)
     write_encoder(base, arrays(encoder), work / "untrained", ENCODER)
     recipe = upper_recipe
-    drawn = data.load_pairs(pairs, tokenizer, seed=seed, names=recipe.FILES)
-    sources = _learned_from(tokenizer, drawn, pairs=pairs, documentation=documentation, seed=seed)
+    drawn = data.load_pairs(pairs, tokenizer, limit=4000, seed=seed, names=recipe.FILES)
+    sources = {name: drawn[name][:limit] for name, (_, limit) in recipe.FILES.items()}
+    sources |= _across(tokenizer, recipe.ACROSS, pairs=pairs, seed=seed)
+    sources |= _documentation(tokenizer, recipe.DOCUMENTATION, documentation, tokens=recipe.PASSAGE_TOKENS, seed=seed)
     bitext = data.load_bitext(
         sentences, tokenizer, per_language=recipe.OTHER_LANGUAGES, more=recipe.PER_LANGUAGE, seed=seed + 1
     )
@@ -153,36 +154,6 @@ def _encoder(
     return done
 
 
-def _learned_from(
-    tokenizer: Tokenizer, drawn: dict[str, list[Pair]], *, pairs: Path, documentation: Path, seed: int
-) -> dict[str, list[Pair]]:
-    """The pairs that the encoder's layers learn from, sentences aside."""
-    recipe = upper_recipe
-    sources = {name: drawn[name][:limit] for name, (_, limit) in recipe.FILES.items()}
-    sources |= _across(tokenizer, recipe.ACROSS, pairs=pairs, seed=seed)
-    return sources | _documentation(
-        tokenizer, recipe.DOCUMENTATION, documentation, tokens=recipe.PASSAGE_TOKENS, seed=seed
-    )
-
-
-def _left_over(
-    tokenizer: Tokenizer, across: data.Shares, documentation: data.Shares, *, pairs: Path, folder: Path, seed: int
-) -> dict[str, tuple[list[Pair], list[Pair]]]:
-    """Of the PHP manual's and of Python's documentation's pairs in these languages, by file: those that ``_encoder``
-    leaves over (for each language as many as its limit), and all that were read."""
-    upper = upper_recipe
-    kept = {data.across_file(language): limit for language, (_, limit) in upper.ACROSS.items()}
-    kept |= {data.documentation_file(language): limit for language, (_, limit) in upper.DOCUMENTATION.items()}
-    # In the order of `_encoder`'s languages: one generator shuffles them all in turn.
-    more, documented = (
-        {language: (share, limit + shares[language][1]) for language, (share, limit) in seen.items()}
-        for shares, seen in ((across, upper.ACROSS), (documentation, upper.DOCUMENTATION))
-    )
-    found = _across(tokenizer, more, pairs=pairs, seed=seed)
-    found |= _documentation(tokenizer, documented, folder, tokens=upper.PASSAGE_TOKENS, seed=seed)
-    return {name: (rows[kept[name] :], rows) for name, rows in found.items()}
-
-
 def _unseen(
     tokenizer: Tokenizer,
     drawn: dict[str, list[Pair]],
@@ -197,10 +168,14 @@ def _unseen(
     recipe, upper = query_weights_recipe, upper_recipe
     found = {name: (rows[upper.FILES[name][1] :], rows) for name, rows in drawn.items()}
     across, documented = (
-        {language: (share, recipe.QUESTIONS) for language, (share, _) in shares.items()}
+        {language: (share, limit + recipe.QUESTIONS) for language, (share, limit) in shares.items()}
         for shares in (upper.ACROSS, upper.DOCUMENTATION)
     )
-    found |= _left_over(tokenizer, across, documented, pairs=pairs, folder=documentation, seed=seed)
+    more = _across(tokenizer, across, pairs=pairs, seed=seed)
+    more |= _documentation(tokenizer, documented, documentation, tokens=upper.PASSAGE_TOKENS, seed=seed)
+    seen = {data.across_file(language): limit for language, (_, limit) in upper.ACROSS.items()}
+    seen |= {data.documentation_file(language): limit for language, (_, limit) in upper.DOCUMENTATION.items()}
+    found |= {name: (rows[seen[name] :], rows) for name, rows in more.items()}
     bitext = data.load_bitext(
         sentences, tokenizer, per_language=recipe.SENTENCES_EACH, more=recipe.SENTENCES_MORE, seed=seed + 3
     )
@@ -229,11 +204,11 @@ def _query_weights(
 
 
 def _lists(
-    path: Path, encoder: Path, sources: dict[str, list[Pair]], *, seed: int, threads: int
+    path: Path, encoder: Path, sources: dict[str, tuple[list[Pair], int]], *, seed: int, threads: int
 ) -> tuple[reranker_recipe.Lists, str]:
     """What ``reranker_recipe.gather`` finds, kept for the next run with the same encoder and pairs; and a digest of
     what it was made of."""
-    made_of = _made_of(encoder, (seed, sources, exported_weights(encoder)))
+    made_of = _made_of(encoder, (seed, [(name, limit, pairs) for name, (pairs, limit) in sources.items()]))
     if path.exists():
         known = json.loads(path.read_text(encoding="utf-8"))
         if known.pop("made_of", "") == made_of:
@@ -264,31 +239,20 @@ def _documentation(
 
 def _reranker_sources(
     tokenizer: Tokenizer, *, pairs: Path, sentences: Path, documentation: Path, seed: int
-) -> dict[str, list[Pair]]:
-    """What ``reranker_recipe.gather`` mines in: pairs whose questions the encoder's layers have not learned from. Its
-    257 weights of query tokens have learned from some of them, and of sentences and passages some have been shown."""
-    recipe, upper = reranker_recipe, upper_recipe
-    drawn = data.load_pairs(pairs, tokenizer, rows=recipe.ROWS, seed=seed, names=recipe.FILES)
-    sources = {}
-    for name, (_, limit) in recipe.FILES.items():
-        seen = upper.FILES[name][1] if name in upper.FILES else 0
-        sources[name] = drawn[name][seen : seen + limit]
-    more = _left_over(tokenizer, recipe.ACROSS, recipe.DOCUMENTATION, pairs=pairs, folder=documentation, seed=seed)
-    sources |= {name: rows for name, (rows, _) in more.items()}
+) -> dict[str, tuple[list[Pair], int]]:
+    """What ``reranker_recipe.gather`` mines in."""
+    recipe = reranker_recipe
+    drawn = data.load_pairs(pairs, tokenizer, limit=4000, seed=seed, names=recipe.FILES)
     bitext = data.load_bitext(
         sentences, tokenizer, per_language=recipe.STATEMENTS_EACH, more=recipe.STATEMENTS_MORE, seed=seed + 2
     )
-    hosts = [pair.passage for name in recipe.HOSTS for pair in sources[name]]
-    return sources | {recipe.STATEMENTS: data.statements(bitext, hosts, seed=seed)}
-
-
-def _started_as(folder: Path, base: BaseModel) -> CrossEncoder:
-    """The cross-encoder that an exported encoder makes before it is trained."""
-    state = exported_state(folder)
-    encoder = Encoder(Trunk(base), len(state["projection.weight"]))
-    encoder.load_state_dict({name: torch.from_numpy(value) for name, value in state.items()})
-    weights = exported_weights(folder)
-    return CrossEncoder(encoder, weights.direction, weights.bias)
+    hosts = [pair.passage for name in recipe.HOSTS for pair in drawn[name]]
+    sources = {name: (drawn[name], limit) for name, (_, limit) in recipe.FILES.items()}
+    more = _across(tokenizer, recipe.ACROSS, pairs=pairs, seed=seed)
+    more |= _documentation(tokenizer, recipe.DOCUMENTATION, documentation, tokens=recipe.PASSAGE_TOKENS, seed=seed)
+    sources |= {name: (found, len(found)) for name, found in more.items()}
+    stated = data.statements(bitext, hosts, seed=seed)
+    return sources | {recipe.STATEMENTS: (stated, len(stated))}
 
 
 def _reranker(
@@ -310,7 +274,7 @@ def _reranker(
     """Mine negatives with the encoder in ``out``, train the cross-encoder, export."""
     sources = _reranker_sources(tokenizer, pairs=pairs, sentences=sentences, documentation=documentation, seed=seed)
     lists, made_of = _lists(work / "reranker-lists.json", out, sources, seed=seed, threads=threads)
-    model = _started_as(out, base)
+    model = CrossEncoder(Trunk(base))
     done = reranker_recipe.train_reranker(
         model,
         lists,
