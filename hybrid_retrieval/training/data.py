@@ -40,6 +40,14 @@ class Pair:
     """Equal for equal passages."""
 
 
+def answers(pairs: Iterable[Pair]) -> dict[tuple[int, ...], set[int]]:
+    """The keys of each question's passages: some have several, and none of these is a negative."""
+    found: dict[tuple[int, ...], set[int]] = {}
+    for pair in pairs:
+        found.setdefault(tuple(pair.query), set()).add(pair.passage_key)
+    return found
+
+
 Shares = Mapping[str, tuple[float, int]]
 """Of each file, or of each language's file: its share of the draw, and how many of its pairs are kept."""
 

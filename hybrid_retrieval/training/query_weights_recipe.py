@@ -1,5 +1,5 @@
 """Recipe of the query tokens' weights: a logistic unit over a token's vector, learned on pairs that the encoder never
-saw, against the best passages that the encoder finds for them. See ``QueryWeights`` for the formula."""
+saw, against the best passages that the encoder finds for them. See ``TokenWeights`` for the formula."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Asked:
 
 
 def gather(encoder: ExportedEncoder, unseen: Sequence[Pair], pool: Sequence[Pair]) -> list[Asked]:
-    """Ask one question a passage of ``unseen`` of their passages and those of ``pool``."""
+    """Ask one question a passage of ``unseen`` of their passages and of ``pool``'s, without others that answer it."""
     own = list({pair.passage_key: pair for pair in reversed(unseen)}.values())[::-1][:QUESTIONS]
     if len(own) < FEWEST:
         return []
@@ -50,19 +50,22 @@ def gather(encoder: ExportedEncoder, unseen: Sequence[Pair], pool: Sequence[Pair
     passages = encoder.vectors(data.PASSAGE_PREFIX, [pair.passage for pair in held.values()], PASSAGE_TOKENS)
     tokens = np.concatenate(passages).T
     starts = np.cumsum([0, *map(len, passages)])[:-1]
+    relevant, number = data.answers([*unseen, *pool]), {key: j for j, key in enumerate(held)}
     found = []
     for i, query in enumerate(encoder.vectors(data.QUERY_PREFIX, [pair.query for pair in own], QUERY_TOKENS)):
         best = np.maximum.reduceat(query @ tokens, starts, axis=1)
-        order = np.argsort(-best.sum(axis=0), kind="stable")[:HARDEST]
-        found.append(Asked(query, best[:, [i, *order[order != i]]]))
+        answering = [number[key] for key in relevant[tuple(own[i].query)] if key in number]
+        order = np.argsort(-best.sum(axis=0), kind="stable")
+        wrong = order[~np.isin(order, answering)]
+        found.append(Asked(query, best[:, [i, *wrong[: HARDEST - 1]]]))
     return found
 
 
 def train_query_weights(asked: Mapping[str, Sequence[Asked]], *, seed: int) -> tuple[NDArray[np.float32], float]:
-    """(direction float32 [D], bias) of ``QueryWeights``.
+    """(direction float32 [D], bias) of ``TokenWeights``.
 
     Cross-entropy of a question's own passage among ``HARDEST`` by the weighted mean MaxSim, files drawn evenly. What it
-    finds is too sharp for questions of other kinds, hence the square root in ``QueryWeights``, outside of the training.
+    finds is too sharp for questions of other kinds, hence the square root in ``TokenWeights``, outside of the training.
     """
     names = sorted(name for name, questions in asked.items() if questions)
     dimensions = asked[names[0]][0].vectors.shape[1]

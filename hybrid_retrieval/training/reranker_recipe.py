@@ -64,8 +64,9 @@ def pair_ids(query: list[int], passage: list[int], query_tokens: int, passage_to
 
 
 def mine(encoder: Path, pairs: Sequence[Pair], *, questions: int, threads: int) -> list[tuple[Pair, list[Pair]]]:
-    """For the first ``questions`` pairs of one file, the ``DEPTH`` best of the file's other passages by MaxSim
-    under an exported encoder (by mean unit token vectors first, to shorten the list)."""
+    """For the first ``questions`` pairs of one file, the ``DEPTH`` best of the file's passages by MaxSim under an
+    exported encoder (by mean unit token vectors first, to shorten the list) that do not answer the same question, nor
+    read the same once they are cut."""
     chosen: dict[int, Pair] = {}
     for pair in pairs:
         chosen.setdefault(pair.passage_key, pair)
@@ -75,10 +76,12 @@ def mine(encoder: Path, pairs: Sequence[Pair], *, questions: int, threads: int) 
     passages = runs.vectors(data.PASSAGE_PREFIX, [pair.passage for pair in pool], PASSAGE_TOKENS)
     queries = runs.vectors(data.QUERY_PREFIX, [pair.query for pair in items], QUERY_TOKENS)
     means = np.stack([v.mean(axis=0) for v in passages])
+    relevant = data.answers(pairs)
     found = []
     for item, q in zip(items, queries, strict=True):
         near = np.argsort(-(means @ q.mean(axis=0)), kind="stable")[:SHORTLIST].tolist()
-        near = [j for j in near if pool[j].passage_key != item.passage_key]
+        theirs, read = relevant[tuple(item.query)], item.passage[:PASSAGE_TOKENS]
+        near = [j for j in near if pool[j].passage_key not in theirs and pool[j].passage[:PASSAGE_TOKENS] != read]
         scores = [float((q @ passages[j].T).max(axis=1).sum()) for j in near]
         ranked = [j for _, j in sorted(zip(scores, near, strict=True), reverse=True)][:DEPTH]
         if len(ranked) >= NEGATIVES:

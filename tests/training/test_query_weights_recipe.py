@@ -40,6 +40,17 @@ def test_every_passage_is_asked_for_once_and_comes_first() -> None:
     assert recipe.gather(cast(Any, TableEncoder()), pairs[: recipe.FEWEST - 1], pairs) == []
 
 
+def test_other_answers_are_no_wrong_ones() -> None:
+    random = np.random.default_rng(4)
+    pairs = [Pair([i, 2000], [i, *random.integers(1000, 1900, 5).tolist()], i) for i in range(100)]
+    also = Pair(pairs[7].query, [*pairs[7].query, 1950], 200)  # holds the question: the best passage there is
+    alone, beside = (recipe.gather(cast(Any, TableEncoder()), pairs, pool) for pool in (pairs, [*pairs, also]))
+    np.testing.assert_array_equal(alone[7].best, beside[7].best)
+    other = Pair([9, 9], also.passage, 200)
+    beside = recipe.gather(cast(Any, TableEncoder()), pairs, [*pairs, other])
+    assert beside[7].best[:, 1].tolist() == pytest.approx([1, 1], abs=1e-5)
+
+
 def test_tokens_that_mislead_come_to_count_less(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(recipe, "STEPS", 100)
     random = np.random.default_rng(2)

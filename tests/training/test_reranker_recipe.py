@@ -28,6 +28,7 @@ from hybrid_retrieval.training.export import write_encoder, write_reranker  # no
 from hybrid_retrieval.training.modules import CrossEncoder, Encoder, Trunk  # noqa: E402
 from hybrid_retrieval.training.run import ENCODER, RERANKER, arrays  # noqa: E402
 
+native = pytest.mark.skipif(dispatch.variant() == dispatch.NUMPY, reason="needs the compiled kernels")
 LAYERS, HIDDEN, INNER, VOCABULARY = 3, 64, 96, 50
 GROUP = 1 + recipe.NEGATIVES
 
@@ -60,13 +61,35 @@ def test_a_pair_is_cut_apart_and_marked() -> None:
     assert recipe.pair_ids([5] * 9, [6] * 9, 3, 4) == [0, 5, 5, 5, END, END, 6, 6, 6, 6, END]
 
 
-@pytest.mark.skipif(dispatch.variant() == dispatch.NUMPY, reason="states are kept by the native kernels")
-def test_negatives_are_other_passages_near_the_question() -> None:
+@pytest.fixture(scope="module")
+def asked() -> list[Pair]:
+    """The demo's first passages, each with its own beginning as a question."""
     tokenizer = Tokenizer.from_str(gzip.decompress((EMBEDDED_FOLDER / "tokenizer.json.gz").read_bytes()).decode())
     texts = [passage.text for passage in itertools.islice(read_corpus(demo_corpus()), 24)]
     ids = [encoding.ids for encoding in tokenizer.encode_batch(texts, add_special_tokens=False)]
-    pairs = [Pair(row[:12], row, key) for key, row in enumerate(ids)]
-    mined = recipe.mine(EMBEDDED_FOLDER, pairs, questions=6, threads=1)
+    return [Pair(row[:12], row, key) for key, row in enumerate(ids)]
+
+
+@native
+def test_no_other_answer_is_a_negative(asked: list[Pair]) -> None:
+    """Nor a passage that reads the same once it is cut."""
+    question, longer = asked[0].query, asked[0].passage * 9
+    pairs = [
+        Pair(question, longer, 0),
+        Pair(question, asked[1].passage, 1),
+        Pair([9, 9], [*longer, 5], 50),
+        *asked[2:],
+    ]
+    mined = recipe.mine(EMBEDDED_FOLDER, pairs, questions=2, threads=1)
+    for item, negatives in mined:
+        keys = {negative.passage_key for negative in negatives}
+        assert not {0, 1} & keys
+        assert (50 in keys) == (item.passage_key != 0)
+
+
+@native
+def test_negatives_are_other_passages_near_the_question(asked: list[Pair]) -> None:
+    mined = recipe.mine(EMBEDDED_FOLDER, asked, questions=6, threads=1)
     assert [item.passage_key for item, _ in mined] == list(range(6))
     for item, negatives in mined:
         keys = [negative.passage_key for negative in negatives]
