@@ -66,13 +66,15 @@ NO_TEACHER = {"mdn_xling", *(set(SHARES) - set(FILES))}
 
 @dataclass(frozen=True)
 class Material:
-    """files: for each pair its file. passage_of: for each pair its passage's number. languages: of each sentence.
+    """files: for each pair its file. passage_of: for each pair its passage's number. answers: for each pair the numbers
+    of all passages that answer its question. languages: of each sentence.
     States hold, in this order: the pairs' queries, the distinct passages, and for each sentence four texts: itself as
     a query and as a passage, its translation as a query and as a passage."""
 
     states: States
     files: list[str]
     passage_of: NDArray[np.int64]
+    answers: list[set[int]]
     passages: int
     languages: list[str]
 
@@ -115,6 +117,7 @@ def gather(
         distinct.setdefault(tuple(data.wrap(data.PASSAGE_PREFIX, pair.passage, PASSAGE_TOKENS)), len(distinct))
         for _, pair in named
     ]
+    answers = data.answers(Pair(pair.query, [], number) for (_, pair), number in zip(named, passage_of, strict=True))
     sides = [
         data.wrap(prefix, ids, limit)
         for _, foreign, english in bitext
@@ -128,6 +131,7 @@ def gather(
         states,
         [name for name, _ in named],
         np.array(passage_of),
+        [answers[tuple(pair.query)] for _, pair in named],
         len(distinct),
         [language for language, _, _ in bitext],
     )
@@ -205,19 +209,22 @@ class Draws:
         return np.concatenate(blocks)
 
     def step(self, i: int) -> tuple[str, list[int], list[int]]:
-        """(file, pairs with distinct passages, sentences)."""
+        """(file, pairs of which no passage answers another's question, sentences)."""
         rng = random.Random(self._seed * 1_000_003 + i)
         name = rng.choices(self._names, self._weights)[0]
         pairs = self._by_file[name]
         chosen: list[int] = []
-        seen: set[int] = set()
+        passages: set[int] = set()
+        answers: set[int] = set()
         for anchor in rng.sample(range(len(pairs)), min(len(pairs), PAIRS)):
             near = [int(j) for j in self._near[name][anchor] if j != anchor]
             taken = 0
             for j in [anchor, *rng.sample(near, min(GROUP + 3, len(near)))]:
-                passage = int(self._material.passage_of[pairs[j]])
-                if passage not in seen and taken < GROUP and len(chosen) < PAIRS:
-                    seen.add(passage)
+                passage, own = int(self._material.passage_of[pairs[j]]), self._material.answers[pairs[j]]
+                apart = passage not in answers and own.isdisjoint(passages)
+                if apart and taken < GROUP and len(chosen) < PAIRS:
+                    passages.add(passage)
+                    answers |= own
                     chosen.append(pairs[j])
                     taken += 1
         languages = rng.choices(self._languages, self._language_weights, k=SENTENCES)

@@ -18,13 +18,16 @@ LANGUAGES = ["ara", "cmn", "spa"] * 4
 
 @pytest.fixture(scope="module")
 def material() -> Material:
-    """67 pairs over 40 passages, twelve sentences; texts of one to five tokens."""
+    """67 pairs over 40 passages, of which two answer the first question; twelve sentences; texts of one to five
+    tokens."""
     random = np.random.default_rng(0)
     passage_of = np.arange(len(FILES)) % 40
     lengths = random.integers(1, 6, len(FILES) + 40 + 4 * len(LANGUAGES))
     offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
     data = random.standard_normal((int(offsets[-1]), 8)).astype(np.float16)
-    return Material(States(data, data, offsets), FILES, passage_of, 40, LANGUAGES)
+    answers = [{passage} for passage in passage_of.tolist()]
+    answers[0] = {0, 1}
+    return Material(States(data, data, offsets), FILES, passage_of, answers, 40, LANGUAGES)
 
 
 def test_texts_are_numbered_without_gap_or_overlap(material: Material) -> None:
@@ -43,6 +46,7 @@ def test_a_step_has_distinct_passages_of_one_file_and_depends_on_its_number(mate
         assert {FILES[pair] for pair in pairs} == {name}
         passages = material.passage_of[pairs]
         assert len(set(passages)) == len(passages)
+        assert not (0 in pairs and 1 in passages)
         assert len(pairs) == (PAIRS if name == "squad_train" else 7)
         assert len(pairs) >= min(GROUP, 7)
         assert sentences == sorted(set(sentences)) and set(sentences) <= set(range(len(LANGUAGES)))
