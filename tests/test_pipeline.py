@@ -251,7 +251,7 @@ def test_a_pair_over_the_limit_is_noted(pipeline: Pipeline) -> None:
     (note,) = pipeline.query(query, k=3).notes
     assert "1 of 12 passages did not fit a pair of 512 tokens" in note
     (note,) = with_reranker(pipeline, Reranker.load(long_passages="cut")).query(query, k=3).notes
-    assert note == "1 of 12 pairs were cut at 512 tokens"
+    assert note == "1 of 12 pairs were cut at 216 tokens"
 
 
 @pytest.mark.parametrize("k", [0, -1, 1.5, "3", True])

@@ -39,8 +39,8 @@ def limits(own: int, own_query: int, wanted: int, longest: int, source: Path) ->
 
 
 def _of_the_scores(description: dict[str, Any]) -> dict[str, Any]:
-    """What of a description decides the logits; a recommended fusion does not."""
-    return {key: value for key, value in description.items() if key != "fusion"}
+    """What of a description decides the logits; a recommended fusion, and what pairs might be at most, do not."""
+    return {key: value for key, value in description.items() if key not in ("fusion", "longest_tokens")}
 
 
 def _onnx_parts(

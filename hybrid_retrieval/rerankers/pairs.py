@@ -112,7 +112,8 @@ class Pairs:
 
     rows: int32, one array a window. passage_starts: where each row's passage begins. keys: what each row is remembered
     by. offsets: int64 [N + 1], the rows of passage i are offsets[i] to offsets[i + 1]. query_cut, passage_cut: bool
-    [N], whether tokens of either were left out. name: what messages call passage first + i.
+    [N], whether tokens of either were left out. too_long: bool [N], whether only windows can hold the passage, however
+    long the model reads. name: what messages call passage first + i.
     """
 
     query: str
@@ -122,6 +123,7 @@ class Pairs:
     offsets: NDArray[np.int64]
     query_cut: NDArray[np.bool_]
     passage_cut: NDArray[np.bool_]
+    too_long: NDArray[np.bool_]
     name: Callable[[int], str]
     first: int = 0
 
@@ -139,6 +141,7 @@ class Pairs:
             self.offsets[start : stop + 1] - begin,
             self.query_cut[start:stop],
             self.passage_cut[start:stop],
+            self.too_long[start:stop],
             self.name,
             self.first + start,
         )
@@ -146,8 +149,3 @@ class Pairs:
     def name_of_row(self, row: int) -> str:
         """What messages call the passage that a row belongs to."""
         return self.name(self.first + int(np.searchsorted(self.offsets, row, side="right")) - 1)
-
-    @property
-    def windowed(self) -> int:
-        """How many passages are split into windows."""
-        return int(np.count_nonzero(np.diff(self.offsets) > 1))

@@ -199,10 +199,10 @@ class Reranker:
         """
         check_query(query)
         query_ids: list[int] = self._tokenizer.encode(query, add_special_tokens=False).ids
-        room = self.max_tokens - self._convention.num_specials
+        room, longest = (n - self._convention.num_specials for n in (self.max_tokens, self.longest_tokens))
         rows: list[NDArray[np.int32]] = []
         starts: list[int] = []
-        counts, query_cut, passage_cut = [], [], []
+        counts, query_cut, passage_cut, too_long = [], [], [], []
         for passage in passages:
             read: Ids = passage[: self._max_passage_tokens] if self._max_passage_tokens else passage
             asked, first, _ = cut(query_ids, read, room, self.max_query_tokens, self._truncation)
@@ -214,6 +214,7 @@ class Reranker:
             counts.append(len(spans))
             query_cut.append(len(asked) < len(query_ids))
             passage_cut.append(spans[-1][1] < len(passage))
+            too_long.append(len(spans) > 1 and len(asked) + len(read) > longest)
         offsets = np.zeros(len(counts) + 1, np.int64)
         np.cumsum(counts, out=offsets[1:])
         keys = tuple(
@@ -227,6 +228,7 @@ class Reranker:
             offsets,
             np.array(query_cut, bool),
             np.array(passage_cut, bool),
+            np.array(too_long, bool),
             name,
         )
 
@@ -243,10 +245,10 @@ class Reranker:
             if count:
                 notes.append(f"{count} of {len(pairs)} pairs were cut at {self.max_tokens} tokens")
             return tuple(notes)
-        if pairs.windowed:
+        if count := int(pairs.too_long.sum()):
             which = "best" if self._long_passages == "max" else "mean"
             notes.append(
-                f"{pairs.windowed} of {len(pairs)} passages did not fit a pair of {self.max_tokens} tokens: read in "
+                f"{count} of {len(pairs)} passages did not fit a pair of {self.longest_tokens} tokens: read in "
                 f"windows, scored by their {which}"
             )
         if cut_passages:

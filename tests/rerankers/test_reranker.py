@@ -240,9 +240,17 @@ def test_a_long_passage_is_scored_by_its_windows(folder: Path, policy: Any, pool
     np.testing.assert_allclose(reranker.score(pairs), [short, pool(windows)], rtol=1e-5)
     ranking = reranker.rank(QUERY, [Passage("short", "a house"), Passage("long", LONG)])
     assert dict(zip(ranking.ids, ranking.scores, strict=True))["long"] == reranker.score(pairs)[1]
-    (note,) = ranking.notes
-    assert "1 of 2 passages did not fit a pair of 24 tokens" in note and "windows" in note
-    assert reranker.pair(QUERY, reranker.tokenize(["a house", LONG])).windowed == 1
+    assert np.diff(reranker.pair(QUERY, reranker.tokenize(["a house", LONG])).offsets).tolist() == [1, 4]
+
+
+def test_windows_are_noted_where_no_pair_could_hold_the_passage(folder: Path, tmp_path: Path) -> None:
+    reranker = Reranker.load(str(folder))
+    assert reranker.rank(QUERY, [LONG, "a house"]).notes == ()
+    (note,) = reranker.rank(QUERY, [LONG * 2, LONG, "a house"]).notes
+    assert "1 of 3 passages did not fit a pair of 64 tokens" in note and "windows, scored by their best" in note
+    write_tiny_reranker(tmp_path, longest_tokens=40)
+    shorter = Reranker.load(str(tmp_path))
+    assert len(shorter.rank(QUERY, [LONG]).notes) == 1 and shorter.identity == reranker.identity
 
 
 def test_windows_read_every_token_unless_told_to_stop(folder: Path) -> None:
