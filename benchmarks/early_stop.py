@@ -81,7 +81,7 @@ def ended(
     count = len(logits)
     none = np.zeros(count, bool)
     rows = tuple(np.array([i], np.int32) for i in range(count))
-    work = Work(Pairs("", rows, (0,) * count, (b"",) * count, np.arange(count + 1), none, none, str))
+    work = Work(Pairs("", rows, (0,) * count, (b"",) * count, np.arange(count + 1), none, none, none, str))
 
     def enters(so_far: NDArray[np.float32]) -> bool:
         return may_enter(so_far, maxsim, top, bound, functools.partial(fuse, weight))

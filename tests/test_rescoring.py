@@ -18,7 +18,7 @@ def pairs_of(lengths: Sequence[int], query: str = "q") -> Pairs:
     """Pairs of so many tokens each; a pair's tokens are its number."""
     rows = tuple(np.full(length, i, np.int32) for i, length in enumerate(lengths))
     none = np.zeros(len(rows), bool)
-    return Pairs(query, rows, (0,) * len(rows), (b"",) * len(rows), np.arange(len(rows) + 1), none, none, str)
+    return Pairs(query, rows, (0,) * len(rows), (b"",) * len(rows), np.arange(len(rows) + 1), none, none, none, str)
 
 
 class Slow:
