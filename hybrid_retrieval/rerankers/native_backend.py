@@ -36,6 +36,11 @@ class NativeRerankerBackend(RerankerBackend):
                     f"{folder}: the head tells query and passage apart by a separator, and middle_ids is empty"
                 )
             self._gate, self._gate_bias = (self._trunk.tensors[name] for name in GATE)
+            if self._gate.shape != (1, facts.hidden):
+                raise ModelError(
+                    f"{folder / facts.weights}: gate.weight must be [1, {facts.hidden}], as wide as the states, "
+                    f"got {list(self._gate.shape)}: export the model anew with this release"
+                )
         self._convention = convention
         self.lanes = self._trunk.threads
 

@@ -17,6 +17,7 @@ from tokenizers import Tokenizer  # noqa: E402
 
 from hybrid_retrieval import Reranker  # noqa: E402
 from hybrid_retrieval.corpus.readers import read_corpus  # noqa: E402
+from hybrid_retrieval.errors import ModelError  # noqa: E402
 from hybrid_retrieval.evaluation.demo_data import demo_corpus  # noqa: E402
 from hybrid_retrieval.kernels import dispatch  # noqa: E402
 from hybrid_retrieval.model_files import EMBEDDED_FOLDER  # noqa: E402
@@ -136,6 +137,14 @@ def test_layers_that_both_models_have_in_common_are_stored_once(base: BaseModel,
         alone, both = (Reranker.load(str(tmp_path / name), backend=backend) for name in ("alone", "both"))
         pairs = [("abc", "abd xyz"), ("hello", "hello there")]
         np.testing.assert_array_equal(alone.score(pairs), both.score(pairs))
+
+
+@native
+def test_a_head_that_does_not_fit_is_refused(base: BaseModel, tmp_path: Path) -> None:
+    state = arrays(CrossEncoder(Trunk(base)))
+    write_reranker(base, {**state, "gate.weight": np.zeros((1, 32), np.float32)}, tmp_path, RERANKER)
+    with pytest.raises(ModelError, match=r"gate.weight must be \[1, 64\].*got \[1, 32\]"):
+        Reranker.load(str(tmp_path), backend="native")
 
 
 def test_mined_lists_are_kept_for_the_same_encoder_and_pairs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
