@@ -214,7 +214,7 @@ class Reranker:
             counts.append(len(spans))
             query_cut.append(len(asked) < len(query_ids))
             passage_cut.append(spans[-1][1] < len(passage))
-            too_long.append(len(spans) > 1 and len(asked) + len(read) > longest)
+            too_long.append(len(asked) + len(read) > longest)
         offsets = np.zeros(len(counts) + 1, np.int64)
         np.cumsum(counts, out=offsets[1:])
         keys = tuple(
