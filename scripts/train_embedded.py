@@ -29,6 +29,9 @@ def main() -> int:
     parser.add_argument("--projection-steps", type=int, default=400)
     parser.add_argument("--upper-steps", type=int, default=850, help="training of the encoder's upper layers")
     parser.add_argument("--reranker-steps", type=int, default=1150, help="training of the cross-encoder's upper layers")
+    parser.add_argument(
+        "--second-steps", type=int, default=900, help="its second round, with questions also in other languages"
+    )
     parser.add_argument("--fusion-weight", type=float, default=0.5, help="weight of the reranker in the fused score")
     parser.add_argument(
         "--half", action="store_true", help="compute layers in bfloat16: 3 to 4 times as fast where the processor can"

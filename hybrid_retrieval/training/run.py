@@ -6,15 +6,25 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from tokenizers import Tokenizer
 from torch import nn
 
-from hybrid_retrieval.training import data, projection_recipe, query_weights_recipe, reranker_recipe, upper_recipe
+from hybrid_retrieval.encoders.convention import TokenWeights
+from hybrid_retrieval.training import (
+    code_switching,
+    data,
+    projection_recipe,
+    query_weights_recipe,
+    reranker_recipe,
+    second_round_recipe,
+    upper_recipe,
+)
 from hybrid_retrieval.training.base_weights import BaseModel, read_base, tokenizer_json
 from hybrid_retrieval.training.data import Pair
 from hybrid_retrieval.training.export import write_atomically, write_encoder, write_reranker
@@ -56,6 +66,7 @@ def run(
     projection_steps: int,
     upper_steps: int,
     reranker_steps: int,
+    second_steps: int,
     fusion_weight: float,
     half: bool,
     only: str | None,
@@ -100,6 +111,7 @@ def run(
         work=work,
         out=out,
         steps=reranker_steps,
+        second_steps=second_steps,
         weight=fusion_weight,
         half=half,
         seed=seed,
@@ -209,19 +221,18 @@ def _query_weights(
     return weights
 
 
-def _lists(
-    path: Path, encoder: Path, sources: dict[str, tuple[list[Pair], int]], *, seed: int, threads: int
-) -> tuple[reranker_recipe.Lists, str]:
-    """What ``reranker_recipe.gather`` finds, kept for the next run with the same encoder and pairs; and a digest of
-    what it was made of."""
-    made_of = _made_of(encoder, (seed, [(name, limit, pairs) for name, (pairs, limit) in sources.items()]))
+Mined = TypeVar("Mined", reranker_recipe.Lists, second_round_recipe.Lists)
+
+
+def _kept(path: Path, kind: type[Mined], made_of: str, gather: Callable[[], Mined]) -> Mined:
+    """What ``gather`` finds, kept for the next run that is made of the same."""
     if path.exists():
         known = json.loads(path.read_text(encoding="utf-8"))
         if known.pop("made_of", "") == made_of:
-            return reranker_recipe.Lists(**known), made_of
-    lists = reranker_recipe.gather(encoder, sources, seed=seed, threads=threads)
+            return kind(**known)
+    lists = gather()
     write_atomically(path, json.dumps({**dataclasses.asdict(lists), "made_of": made_of}).encode())
-    return lists, made_of
+    return lists
 
 
 def _across(tokenizer: Tokenizer, shares: data.Shares, *, pairs: Path, seed: int) -> dict[str, list[Pair]]:
@@ -271,15 +282,22 @@ def _reranker(
     work: Path,
     out: Path,
     steps: int,
+    second_steps: int,
     weight: float,
     half: bool,
     seed: int,
     threads: int,
     resume: bool,
 ) -> bool:
-    """Mine negatives with the encoder in ``out``, train the cross-encoder, export."""
+    """Mine negatives with the encoder in ``out``, train the cross-encoder in two rounds, export."""
     sources = _reranker_sources(tokenizer, pairs=pairs, sentences=sentences, documentation=documentation, seed=seed)
-    lists, made_of = _lists(work / "reranker-lists.json", out, sources, seed=seed, threads=threads)
+    made_of = _made_of(out, (seed, [(name, limit, drawn) for name, (drawn, limit) in sources.items()]))
+    lists = _kept(
+        work / "reranker-lists.json",
+        reranker_recipe.Lists,
+        made_of,
+        lambda: reranker_recipe.gather(out, sources, seed=seed, threads=threads),
+    )
     model = CrossEncoder(Trunk(base))
     done = reranker_recipe.train_reranker(
         model,
@@ -291,6 +309,21 @@ def _reranker(
         made_of=made_of,
         seed=seed,
     )
+    if done and second_steps:
+        done = _second_round(
+            model,
+            tokenizer,
+            pairs=pairs,
+            sentences=sentences,
+            documentation=documentation,
+            work=work,
+            out=out,
+            steps=second_steps,
+            half=half,
+            seed=seed,
+            threads=threads,
+            resume=resume,
+        )
     if done:
         note = (
             "score = weight * z(reranker) + (1 - weight) * z(MaxSim), z over the query's candidates; "
@@ -298,3 +331,53 @@ def _reranker(
         )
         write_reranker(base, arrays(model), out, {**RERANKER, "fusion": {"weight": weight, "note": note}})
     return done
+
+
+def _second_round(
+    model: CrossEncoder,
+    tokenizer: Tokenizer,
+    *,
+    pairs: Path,
+    sentences: Path,
+    documentation: Path,
+    work: Path,
+    out: Path,
+    steps: int,
+    half: bool,
+    seed: int,
+    threads: int,
+    resume: bool,
+) -> bool:
+    """Learn lexicons and rank passages with the encoder in ``out``, train ``model`` on."""
+    recipe, upper = second_round_recipe, upper_recipe
+    drawn = data.load_pairs(pairs, tokenizer, limit=4000, seed=seed, names=upper.FILES)
+    unseen = _unseen(tokenizer, drawn, pairs=pairs, sentences=sentences, documentation=documentation, seed=seed)
+    sources = {
+        name: (unseen[name][0], drawn.get(name, [])[: upper.FILES.get(name, (0, 0))[1]]) for name in recipe.FILES
+    }
+    told = json.loads((out / "encoder.json").read_text(encoding="utf-8"))["query"]["weights"]
+    weights = TokenWeights(tuple(told["direction"]), told["bias"])
+    made_of = _made_of(out, (seed, told, recipe.FILES, code_switching.LANGUAGES, sources))
+
+    def gather() -> second_round_recipe.Lists:
+        english = (
+            tokenizer.decode(pair.query)
+            for name, use in recipe.FILES.items()
+            if use.versions
+            for part in sources[name]
+            for pair in part
+        )
+        lexicons = code_switching.learn(out, sentences, tokenizer, english, threads=threads)
+        return recipe.gather(out, weights, sources, lexicons, tokenizer, seed=seed, threads=threads)
+
+    lists = _kept(work / "second-round-lists.json", second_round_recipe.Lists, made_of, gather)
+    return recipe.train_second_round(
+        model,
+        lists,
+        steps=steps,
+        checkpoint=work / "second-round.ckpt",
+        resume=resume,
+        half=half,
+        made_of=made_of,
+        seed=seed,
+    )

@@ -30,32 +30,7 @@ from hybrid_retrieval.training.modules import CrossEncoder, Encoder, Trunk  # no
 from hybrid_retrieval.training.run import ENCODER, RERANKER, arrays  # noqa: E402
 
 native = pytest.mark.skipif(dispatch.variant() == dispatch.NUMPY, reason="needs the compiled kernels")
-LAYERS, HIDDEN, INNER, VOCABULARY = 3, 64, 96, 50
 GROUP = 1 + recipe.NEGATIVES
-
-
-@pytest.fixture(scope="module")
-def base() -> BaseModel:
-    random = np.random.default_rng(0)
-
-    def normal(*shape: int) -> np.ndarray:
-        return (random.standard_normal(shape) * 0.3).astype(np.float32)
-
-    tensors = {"emb.pos": normal(80, HIDDEN), "emb.type": normal(HIDDEN)}
-    norms = ["emb.ln", *(f"l{i}.{name}" for i in range(LAYERS) for name in ("aln", "oln"))]
-    for name in norms:
-        tensors |= {f"{name}.w": np.ones(HIDDEN, np.float32), f"{name}.b": np.zeros(HIDDEN, np.float32)}
-    for i in range(LAYERS):
-        for name in ("q", "k", "v", "ao", "fi", "fo"):
-            rows, columns = {"fi": (INNER, HIDDEN), "fo": (HIDDEN, INNER)}.get(name, (HIDDEN, HIDDEN))
-            tensors |= {f"l{i}.{name}.w": normal(rows, columns), f"l{i}.{name}.b": normal(rows)}
-    pieces = [(piece, 0.0) for piece in ("<s>", "<pad>", "</s>", "<unk>")] + [(chr(97 + i), -1.0) for i in range(26)]
-    return BaseModel(
-        hidden=HIDDEN, layers=LAYERS, heads=2, inner=INNER, epsilon=1e-12,
-        embedding_codes=random.integers(0, 16, (VOCABULARY, HIDDEN)).astype(np.uint8),
-        embedding_scales=np.full((VOCABULARY, HIDDEN // 32), 0.1, np.float16), pieces=pieces,
-        special_ids={"<s>": 0, "<pad>": 1, "</s>": 2, "<unk>": 3}, tensors=tensors,
-    )  # fmt: skip
 
 
 def test_a_pair_is_cut_apart_and_marked() -> None:
@@ -147,23 +122,17 @@ def test_a_head_that_does_not_fit_is_refused(base: BaseModel, tmp_path: Path) ->
         Reranker.load(str(tmp_path), backend="native")
 
 
-def test_mined_lists_are_kept_for_the_same_encoder_and_pairs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_mined_lists_are_kept_for_the_same_encoder_and_pairs(tmp_path: Path) -> None:
     found = recipe.Lists(["squad_train"], [[0, 5, END, END, 6, END]] * GROUP)
-    mined: list[int] = []
-
-    def gather(encoder: Path, sources: object, *, seed: int, threads: int) -> recipe.Lists:
-        mined.append(seed)
-        return found
-
-    monkeypatch.setattr(recipe, "gather", gather)
+    mined: list[str] = []
     (tmp_path / "encoder.safetensors").write_bytes(b"weights")
-    sources = {"squad_train": ([Pair([5], [6], 0)], 1)}
-    path = tmp_path / "lists.json"
-    digests: set[str] = set()
-    for seed, count in ((0, 1), (0, 1), (1, 2), (1, 2)):
-        lists, made_of = run._lists(path, tmp_path, sources, seed=seed, threads=1)
-        digests.add(made_of)
-        assert lists == found and len(mined) == len(digests) == count
-    (tmp_path / "encoder.safetensors").write_bytes(b"others")
-    assert run._lists(path, tmp_path, sources, seed=1, threads=1)[1] not in digests
-    assert len(mined) == 3
+    for seed, weights, count in ((0, b"weights", 1), (0, b"weights", 1), (1, b"weights", 2), (1, b"others", 3)):
+        (tmp_path / "encoder.safetensors").write_bytes(weights)
+        made_of = run._made_of(tmp_path, seed)
+
+        def gather(made_of: str = made_of) -> recipe.Lists:
+            mined.append(made_of)
+            return found
+
+        assert run._kept(tmp_path / "lists.json", recipe.Lists, made_of, gather) == found
+        assert len(mined) == len(set(mined)) == count
