@@ -206,6 +206,8 @@ def gather(
     for name, (unseen, seen) in sources.items():
         use = FILES[name]
         for pairs, is_unseen in ((unseen[: use.unseen], True), (seen[: use.seen], False)):
+            if not pairs:
+                continue
             gathering.ask(name, pairs, use.versions, unseen=is_unseen)
         print(f"second round: {len(gathering.lists.files)} questions up to {name}", flush=True)
     return gathering.lists

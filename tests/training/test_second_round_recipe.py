@@ -61,7 +61,13 @@ def test_lists_hold_the_own_passage_and_the_best_that_do_not_answer() -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(code_switching, "SWITCHED", 0.1)
         lists = recipe.gather(
-            EMBEDDED_FOLDER, weights, {"tydiqa-en": (pairs, pairs[:12])}, lexicons, tokenizer, seed=0, threads=1
+            EMBEDDED_FOLDER,
+            weights,
+            {"tydiqa-en": (pairs, pairs[:12]), "jaquad": ([], [])},
+            lexicons,
+            tokenizer,
+            seed=0,
+            threads=1,
         )
     assert sum(name == "tydiqa-en" for name in lists.files) == len(pairs) + 12
     switched = [i for i, name in enumerate(lists.files) if name == recipe.switched_file("tydiqa-en")]
