@@ -1,5 +1,6 @@
 """English questions with their words put into other languages, so that a model cannot rely on words shared with the
-passage: artificial code-switching, Litschko, Artemova and Plank 2023 (arXiv 2305.05295), which took bilingual lexicons.
+passage: artificial code-switching, as in "Boosting zero-shot cross-lingual retrieval by training on artificially
+code-switched data" (Litschko, Artemova and Plank 2023), which took bilingual lexicons.
 
 Here the lexicons are learned: words of translated sentences are aligned by the trained encoder's token vectors (a
 word's vector is the mean of its pieces', words that are each other's best are a pair, as SimAlign does, Jalili Sabet

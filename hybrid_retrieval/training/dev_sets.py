@@ -1,24 +1,39 @@
 """Writes small collections (BEIR layout, split ``dev``) from the held-out parts of the training files, for tuning.
 
-python -m hybrid_retrieval.training.dev_sets BASE PAIRS OUT [QUESTIONS PASSAGES]
+python -m hybrid_retrieval.training.dev_sets BASE PAIRS OUT [QUESTIONS PASSAGES [SENTENCES]]
+
+SENTENCES, a folder of Tatoeba files, adds the English questions with their words put into Arabic and into Chinese.
 """
 
 from __future__ import annotations
 
 import json
+import random
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from tokenizers import Tokenizer
 
+from hybrid_retrieval.model_files import EMBEDDED_FOLDER
+from hybrid_retrieval.training import code_switching
 from hybrid_retrieval.training.base_weights import read_base, tokenizer_json
 from hybrid_retrieval.training.data import Pair, held_out, load_pairs
 
 FILES = ("squad_train", "tydiqa-en", "tydiqa-ko", "tydiqa-sw", "jaquad", "scifact", "php_purpose", "mdn_xling")
+ENGLISH, SWITCHED = ("squad_train", "tydiqa-en"), ("ara", "cmn")
+"""Files and languages of the questions that are put into another language."""
 
 
 def write_dev_set(
-    folder: Path, name: str, held: list[Pair], others: list[Pair], tokenizer: Tokenizer, *, queries: int, pool: int
+    folder: Path,
+    name: str,
+    held: Sequence[Pair],
+    others: Sequence[Pair],
+    tokenizer: Tokenizer,
+    *,
+    queries: int,
+    pool: int,
 ) -> None:
     """``queries`` held-out questions (one a passage) against the held-out passages and as many of the others'
     as make ``pool``."""
@@ -38,14 +53,32 @@ def write_dev_set(
     (folder / name / "qrels" / "dev.tsv").write_text("query-id\tcorpus-id\tscore\n" + "".join(lines), encoding="utf-8")
 
 
+def in_language(
+    pairs: Sequence[Pair], lexicon: code_switching.Lexicon, tokenizer: Tokenizer, *, joined: bool
+) -> list[Pair]:
+    """The same pairs with their questions' words put into a language."""
+    rng = random.Random(0)
+    texts = [code_switching.switched(tokenizer.decode(pair.query), lexicon, rng, joined=joined)[0] for pair in pairs]
+    encodings = tokenizer.encode_batch(texts, add_special_tokens=False)
+    return [Pair(e.ids, pair.passage, pair.passage_key) for e, pair in zip(encodings, pairs, strict=True)]
+
+
 def main() -> None:
     base, pairs, out = (Path(argument) for argument in sys.argv[1:4])
     queries, pool = (int(argument) for argument in sys.argv[4:6] or (60, 500))
     tokenizer = Tokenizer.from_str(tokenizer_json(read_base(base)))
     drawn = load_pairs(pairs, tokenizer, limit=4000, seed=0)
+    held = {name: held_out(pairs, tokenizer, name, seed=0) for name in FILES}
     for name in FILES:
-        held = held_out(pairs, tokenizer, name, seed=0)
-        write_dev_set(out, name, held, drawn[name], tokenizer, queries=queries, pool=pool)
+        write_dev_set(out, name, held[name], drawn[name], tokenizer, queries=queries, pool=pool)
+    for sentences in map(Path, sys.argv[6:7]):
+        english = [tokenizer.decode(pair.query) for name in ENGLISH for pair in [*held[name], *drawn[name]]]
+        lexicons = code_switching.learn(EMBEDDED_FOLDER, sentences, tokenizer, english, threads=2)
+        for name in ENGLISH:
+            for language in SWITCHED:
+                joined = language in code_switching.UNSPACED
+                switched = in_language(held[name], lexicons[language], tokenizer, joined=joined)
+                write_dev_set(out, f"{name}-{language}", switched, drawn[name], tokenizer, queries=queries, pool=pool)
 
 
 if __name__ == "__main__":

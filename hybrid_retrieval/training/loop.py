@@ -7,11 +7,26 @@ import os
 import signal
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Course:
+    """What every training is told: how many steps, where its checkpoint is and whether to go on from it, whether layers
+    compute in bfloat16 (weights stay float32), what the steps are made of (a checkpoint of something else is not gone
+    on from), and the seed of their draws."""
+
+    steps: int
+    checkpoint: Path
+    resume: bool
+    half: bool = False
+    made_of: str = ""
+    seed: int = 0
 
 
 def parameter_groups(model: nn.Module, rate: float, head_rate: float) -> list[dict[str, Any]]:
@@ -27,30 +42,27 @@ def parameter_groups(model: nn.Module, rate: float, head_rate: float) -> list[di
 def train(
     model: nn.Module,
     step: Callable[[int], tuple[Tensor, dict[str, float]]],
+    course: Course,
     *,
-    steps: int,
     rate: float,
     head_rate: float,
-    checkpoint: Path,
-    resume: bool,
-    made_of: str = "",
     stop_after: int = 0,
     warmup: int = 20,
     log_every: int = 10,
     save_every: int = 50,
 ) -> bool:
-    """Run ``step(i)`` -> (loss, figures to log) for i < ``steps`` with AdamW, linear warm-up and linear decay to zero.
-    ``stop_after`` ends it early on the same schedule (0: not). ``step`` must depend on i alone.
-    made_of: what the steps are made of; a checkpoint of something else is not gone on from. Returns False when a signal
-    stopped it (the checkpoint is written)."""
+    """Run ``step(i)`` -> (loss, figures to log) for i < ``course.steps`` with AdamW, linear warm-up and linear decay to
+    zero. ``stop_after`` ends it early on the same schedule (0: not). ``step`` must depend on i alone. Returns False
+    when a signal stopped it (the checkpoint is written)."""
+    steps, checkpoint = course.steps, course.checkpoint
     optimizer = torch.optim.AdamW(parameter_groups(model, rate, head_rate), betas=(0.9, 0.98), weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda i: min((i + 1) / warmup, max(0.0, (steps - i) / max(1, steps - warmup)))
     )
     start = 0
-    if resume and checkpoint.exists():
+    if course.resume and checkpoint.exists():
         saved = torch.load(checkpoint, weights_only=True)
-        if saved.get("made_of", "") == made_of:
+        if saved.get("made_of", "") == course.made_of:
             model.load_state_dict(saved["model"])
             optimizer.load_state_dict(saved["optimizer"])
             schedule.load_state_dict(saved["schedule"])
@@ -68,7 +80,7 @@ def train(
     def save(i: int) -> None:
         temporary = checkpoint.with_suffix(".tmp")
         state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "schedule": schedule.state_dict()}
-        torch.save({**state, "step": i, "made_of": made_of}, temporary)
+        torch.save({**state, "step": i, "made_of": course.made_of}, temporary)
         os.replace(temporary, checkpoint)
 
     totals: dict[str, float] = {}

@@ -8,14 +8,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from hybrid_retrieval.training import data, losses
 from hybrid_retrieval.training.data import END, Pair
 from hybrid_retrieval.training.exported import ExportedEncoder
-from hybrid_retrieval.training.loop import train
+from hybrid_retrieval.training.loop import Course, train
+from hybrid_retrieval.training.mining import Pool
 from hybrid_retrieval.training.modules import CrossEncoder
 
 FROZEN = 4
@@ -73,19 +73,16 @@ def mine(encoder: Path, pairs: Sequence[Pair], *, questions: int, threads: int) 
     pool = list(chosen.values())
     items = list(pairs[:questions])
     runs = ExportedEncoder(encoder, threads=threads)
-    passages = runs.vectors(data.PASSAGE_PREFIX, [pair.passage for pair in pool], PASSAGE_TOKENS)
+    passages = Pool(runs, [pair.passage for pair in pool], PASSAGE_TOKENS)
     queries = runs.vectors(data.QUERY_PREFIX, [pair.query for pair in items], QUERY_TOKENS)
-    means = np.stack([v.mean(axis=0) for v in passages])
-    relevant = data.answers(pairs)
+    relevant, number = data.answers(pairs), {pair.passage_key: j for j, pair in enumerate(pool)}
     found = []
-    for item, q in zip(items, queries, strict=True):
-        near = np.argsort(-(means @ q.mean(axis=0)), kind="stable")[:SHORTLIST].tolist()
+    for item, query in zip(items, queries, strict=True):
         theirs, read = relevant[tuple(item.query)], item.passage[:PASSAGE_TOKENS]
-        near = [j for j in near if pool[j].passage_key not in theirs and pool[j].passage[:PASSAGE_TOKENS] != read]
-        scores = [float((q @ passages[j].T).max(axis=1).sum()) for j in near]
-        ranked = [j for _, j in sorted(zip(scores, near, strict=True), reverse=True)][:DEPTH]
-        if len(ranked) >= NEGATIVES:
-            found.append((item, [pool[j] for j in ranked]))
+        ranked = [pool[j] for j, _ in passages.ranked(query, SHORTLIST, own=number[item.passage_key])]
+        wrong = [pair for pair in ranked if pair.passage_key not in theirs and pair.passage[:PASSAGE_TOKENS] != read]
+        if len(wrong) >= NEGATIVES:
+            found.append((item, wrong[:DEPTH]))
     return found
 
 
@@ -105,21 +102,26 @@ def gather(encoder: Path, sources: dict[str, tuple[list[Pair], int]], *, seed: i
     return Lists(files, rows)
 
 
-def train_reranker(
-    model: CrossEncoder,
-    lists: Lists,
-    *,
-    steps: int,
-    checkpoint: Path,
-    resume: bool,
-    half: bool,
-    made_of: str = "",
-    seed: int = 0,
-) -> bool:
-    """Listwise softmax over the pairs of ``QUESTIONS`` questions a step; False when a signal stopped it.
-    half: the layers compute in bfloat16 (weights stay float32). made_of: see ``loop.train``."""
+def pair_logits(model: CrossEncoder, rows: Sequence[list[int]], *, half: bool) -> Tensor:
+    """Logits float32 [N] of rows of token ids. half: the layers compute in bfloat16."""
+    logits = torch.zeros(len(rows))
+    for members in data.bucketed([len(row) for row in rows], BATCH_TOKENS):
+        ids, mask = data.pad([rows[j] for j in members])
+        with torch.autocast("cpu", torch.bfloat16, enabled=half):
+            states = model.trunk(ids, mask)
+        logits = logits.index_put((torch.tensor(members),), model.logits(states.float(), ids))
+    return logits
+
+
+def freeze_lower_layers(model: CrossEncoder) -> None:
+    """The ``FROZEN`` lower layers do not learn."""
     for layer in list(model.trunk.layers)[:FROZEN]:
         layer.requires_grad_(False)
+
+
+def train_reranker(model: CrossEncoder, lists: Lists, course: Course) -> bool:
+    """Listwise softmax over the pairs of ``QUESTIONS`` questions a step; False when a signal stopped it."""
+    freeze_lower_layers(model)
     by_file: dict[str, list[int]] = {}
     for question, name in enumerate(lists.files):
         by_file.setdefault(name, []).append(question)
@@ -128,19 +130,12 @@ def train_reranker(
     group = 1 + NEGATIVES
 
     def step(i: int) -> tuple[Tensor, dict[str, float]]:
-        rng = random.Random(seed * 1_000_003 + i)
+        rng = random.Random(course.seed * 1_000_003 + i)
         questions = [rng.choice(by_file[name]) for name in rng.choices(names, weights, k=QUESTIONS)]
-        pairs = [group * question + j for question in questions for j in range(group)]
-        logits = torch.zeros(len(pairs))
-        for members in data.bucketed([len(lists.rows[p]) for p in pairs], BATCH_TOKENS):
-            ids, mask = data.pad([lists.rows[pairs[j]] for j in members])
-            with torch.autocast("cpu", torch.bfloat16, enabled=half):
-                states = model.trunk(ids, mask)
-            logits = logits.index_put((torch.tensor(members),), model.logits(states.float(), ids))
+        rows = [lists.rows[group * question + j] for question in questions for j in range(group)]
+        logits = pair_logits(model, rows, half=course.half)
         loss = losses.listwise(logits, group)
         hit = (logits.view(-1, group).argmax(-1) == 0).float().mean()
         return loss, {"loss": loss.item(), "hit": hit.item()}
 
-    return train(
-        model, step, steps=steps, rate=1e-4, head_rate=5e-4, checkpoint=checkpoint, resume=resume, made_of=made_of
-    )
+    return train(model, step, course, rate=1e-4, head_rate=5e-4)

@@ -6,9 +6,10 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,6 +29,7 @@ from hybrid_retrieval.training import (
 from hybrid_retrieval.training.base_weights import BaseModel, read_base, tokenizer_json
 from hybrid_retrieval.training.data import Pair
 from hybrid_retrieval.training.export import write_atomically, write_encoder, write_reranker
+from hybrid_retrieval.training.loop import Course
 from hybrid_retrieval.training.modules import CrossEncoder, Trunk
 
 ENCODER: dict[str, Any] = {
@@ -43,8 +45,8 @@ ENCODER: dict[str, Any] = {
 }
 RERANKER: dict[str, Any] = {
     "name": "multilingual-e5-small-cross-encoder",
-    # About as long as the pairs that it learns from: on whole passages of up to 512 tokens it ranks worse.
-    "max_tokens": 216,
+    # As long as the pairs that it learns from: on whole passages of up to 512 tokens it ranks worse.
+    "max_tokens": second_round_recipe.ROOM,
     "max_query_tokens": 128,
     "longest_tokens": 512,
 }
@@ -52,6 +54,49 @@ RERANKER: dict[str, Any] = {
 
 def arrays(model: nn.Module) -> dict[str, np.ndarray]:
     return {name: value.detach().numpy() for name, value in model.state_dict().items()}
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What every part of the training is given: the base, folders of data and of files, and how it runs."""
+
+    base: BaseModel
+    tokenizer: Tokenizer
+    pairs: Path
+    sentences: Path
+    documentation: Path
+    work: Path
+    out: Path
+    half: bool
+    seed: int
+    threads: int
+    resume: bool
+
+    def course(self, steps: int, checkpoint: str, made_of: str = "") -> Course:
+        return Course(steps, self.work / checkpoint, self.resume, self.half, made_of, self.seed)
+
+    def drawn(self, names: Iterable[str]) -> dict[str, list[Pair]]:
+        """Pairs of some files, in the order in which the recipes count them."""
+        return data.load_pairs(self.pairs, self.tokenizer, limit=4000, seed=self.seed, names=names)
+
+    def bitext(self, each: int, more: Mapping[str, int], offset: int) -> list[tuple[str, list[int], list[int]]]:
+        """Translated sentences; ``offset`` makes another draw of each part of the training."""
+        return data.load_bitext(self.sentences, self.tokenizer, per_language=each, more=more, seed=self.seed + offset)
+
+    def across(self, shares: data.Shares) -> dict[str, list[Pair]]:
+        """The PHP manual's pairs with English passages, by file. shares: by language."""
+        limits = {language: limit for language, (_, limit) in shares.items()}
+        found = data.load_across(self.pairs, self.tokenizer, per_language=limits, seed=self.seed)
+        return {data.across_file(language): rows for language, rows in found.items()}
+
+    def documented(self, shares: data.Shares, tokens: int) -> dict[str, list[Pair]]:
+        """The same of Python's documentation, passages of at most ``tokens`` tokens where more than one paragraph."""
+        return {
+            data.documentation_file(language): data.load_documentation(
+                self.documentation, self.tokenizer, language, limit=limit, tokens=tokens, seed=self.seed
+            )
+            for language, (_, limit) in shares.items()
+        }
 
 
 def run(
@@ -81,106 +126,47 @@ def run(
     work.mkdir(parents=True, exist_ok=True)
     source = read_base(base)
     tokenizer = Tokenizer.from_str(tokenizer_json(source))
-    if only in (None, "encoder"):
-        done = _encoder(
-            source,
-            tokenizer,
-            pairs=pairs,
-            sentences=sentences,
-            documentation=documentation,
-            work=work,
-            out=out,
-            dimensions=dimensions,
-            projection_steps=projection_steps,
-            upper_steps=upper_steps,
-            half=half,
-            seed=seed,
-            threads=threads,
-            resume=resume,
-        )
-        if not done:
-            return False
-    if only == "encoder":
-        return True
-    return _reranker(
-        source,
-        tokenizer,
-        pairs=pairs,
-        sentences=sentences,
-        documentation=documentation,
-        work=work,
-        out=out,
-        steps=reranker_steps,
-        second_steps=second_steps,
-        weight=fusion_weight,
-        half=half,
-        seed=seed,
-        threads=threads,
-        resume=resume,
-    )
+    setting = Setting(source, tokenizer, pairs, sentences, documentation, work, out, half, seed, threads, resume)
+    done = only == "reranker" or _encoder(setting, dimensions, projection_steps, upper_steps)
+    return done and (only == "encoder" or _reranker(setting, reranker_steps, second_steps, fusion_weight))
 
 
-def _encoder(
-    base: BaseModel,
-    tokenizer: Tokenizer,
-    *,
-    pairs: Path,
-    sentences: Path,
-    documentation: Path,
-    work: Path,
-    out: Path,
-    dimensions: int,
-    projection_steps: int,
-    upper_steps: int,
-    half: bool,
-    seed: int,
-    threads: int,
-    resume: bool,
-) -> bool:
+def _encoder(setting: Setting, dimensions: int, projection_steps: int, upper_steps: int) -> bool:
     """Train the projection, export it on the base, train the upper layers on the exported layers' states, export."""
+    base, work, seed = setting.base, setting.work, setting.seed
     path = work / "projection.pt"
-    if resume and path.exists():
+    if setting.resume and path.exists():
         encoder = upper_recipe.untrained(base, torch.load(path, weights_only=True))
     else:
-        drawn = data.load_pairs(pairs, tokenizer, limit=4000, seed=seed)
-        bitext = data.load_bitext(sentences, tokenizer, per_language=110, seed=seed)
         encoder = projection_recipe.train_projection(
-            base, drawn, bitext, per_weight=45, dimensions=dimensions, steps=projection_steps, seed=seed
+            base,
+            setting.drawn(data.WEIGHTS),
+            setting.bitext(110, {}, 0),
+            per_weight=45,
+            dimensions=dimensions,
+            steps=projection_steps,
+            seed=seed,
         )
         torch.save(encoder.projection.weight.detach(), path)
     write_encoder(base, arrays(encoder), work / "untrained", ENCODER)
     recipe = upper_recipe
-    drawn = data.load_pairs(pairs, tokenizer, limit=4000, seed=seed, names=recipe.FILES)
+    drawn = setting.drawn(recipe.FILES)
     sources = {name: drawn[name][:limit] for name, (_, limit) in recipe.FILES.items()}
-    sources |= _across(tokenizer, recipe.ACROSS, pairs=pairs, seed=seed)
-    sources |= _documentation(tokenizer, recipe.DOCUMENTATION, documentation, tokens=recipe.PASSAGE_TOKENS, seed=seed)
-    bitext = data.load_bitext(
-        sentences, tokenizer, per_language=recipe.OTHER_LANGUAGES, more=recipe.PER_LANGUAGE, seed=seed + 1
-    )
+    sources |= setting.across(recipe.ACROSS) | setting.documented(recipe.DOCUMENTATION, recipe.PASSAGE_TOKENS)
+    bitext = setting.bitext(recipe.OTHER_LANGUAGES, recipe.PER_LANGUAGE, 1)
     hosts = [pair.passage for name in recipe.HOSTS for pair in drawn[name]]
     sources |= recipe.stated(bitext[1::2], hosts, seed=seed)
-    material = recipe.gather(work / "untrained", sources, bitext[0::2], work, threads=threads)
-    done = recipe.train_upper(
-        encoder, material, steps=upper_steps, checkpoint=work / "upper.ckpt", resume=resume, half=half, seed=seed
-    )
+    material = recipe.gather(work / "untrained", sources, bitext[0::2], work, threads=setting.threads)
+    done = recipe.train_upper(encoder, material, setting.course(upper_steps, "upper.ckpt"))
     if done:
         trained = arrays(upper_recipe.rotated(encoder, seed))
         write_encoder(base, trained, work / "unweighted", ENCODER)
-        unseen = _unseen(tokenizer, drawn, pairs=pairs, sentences=sentences, documentation=documentation, seed=seed)
-        weights = _query_weights(work / "query-weights.json", work / "unweighted", unseen, seed=seed, threads=threads)
-        write_encoder(base, trained, out, {**ENCODER, "query": {**ENCODER["query"], "weights": weights}})
+        weights = _query_weights(setting, work / "unweighted", _unseen(setting, drawn))
+        write_encoder(base, trained, setting.out, {**ENCODER, "query": {**ENCODER["query"], "weights": weights}})
     return done
 
 
-def _unseen(
-    tokenizer: Tokenizer,
-    drawn: dict[str, list[Pair]],
-    *,
-    pairs: Path,
-    sentences: Path,
-    documentation: Path,
-    seed: int,
-) -> dict[str, tuple[list[Pair], list[Pair]]]:
+def _unseen(setting: Setting, drawn: dict[str, list[Pair]]) -> dict[str, tuple[list[Pair], list[Pair]]]:
     """What ``query_weights_recipe.learn`` takes: pairs that ``_encoder`` left over of the ``drawn`` and of other files
     (of sentences, some may have been shown)."""
     recipe, upper = query_weights_recipe, upper_recipe
@@ -189,16 +175,12 @@ def _unseen(
         {language: (share, limit + recipe.QUESTIONS) for language, (share, limit) in shares.items()}
         for shares in (upper.ACROSS, upper.DOCUMENTATION)
     )
-    more = _across(tokenizer, across, pairs=pairs, seed=seed)
-    more |= _documentation(tokenizer, documented, documentation, tokens=upper.PASSAGE_TOKENS, seed=seed)
+    more = setting.across(across) | setting.documented(documented, upper.PASSAGE_TOKENS)
     seen = {data.across_file(language): limit for language, (_, limit) in upper.ACROSS.items()}
     seen |= {data.documentation_file(language): limit for language, (_, limit) in upper.DOCUMENTATION.items()}
     found |= {name: (rows[seen[name] :], rows) for name, rows in more.items()}
-    bitext = data.load_bitext(
-        sentences, tokenizer, per_language=recipe.SENTENCES_EACH, more=recipe.SENTENCES_MORE, seed=seed + 3
-    )
     hosts = [pair.passage for name in upper.HOSTS for pair in drawn[name]]
-    stated = data.statements(bitext, hosts, seed=seed)
+    stated = data.statements(setting.bitext(recipe.SENTENCES_EACH, recipe.SENTENCES_MORE, 3), hosts, seed=setting.seed)
     return found | {"stated": (stated, stated)}
 
 
@@ -207,151 +189,77 @@ def _made_of(encoder: Path, told: object) -> str:
     return hashlib.sha256((encoder / "encoder.safetensors").read_bytes() + repr(told).encode()).hexdigest()
 
 
-def _query_weights(
-    path: Path, encoder: Path, sources: dict[str, tuple[list[Pair], list[Pair]]], *, seed: int, threads: int
-) -> dict[str, object]:
-    """What ``query_weights_recipe.learn`` finds, kept in a file for the next run with the same encoder and pairs."""
-    made_of = _made_of(encoder, (seed, sources))
+def _kept(path: Path, made_of: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """What ``make`` gives, kept in a file for the next run that is made of the same."""
     if path.exists():
-        known: dict[str, object] = json.loads(path.read_text(encoding="utf-8"))
+        known: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         if known.pop("made_of", "") == made_of:
             return known
-    weights = query_weights_recipe.learn(encoder, sources, seed=seed, threads=threads)
-    write_atomically(path, json.dumps({**weights, "made_of": made_of}).encode())
-    return weights
+    made = make()
+    write_atomically(path, json.dumps({**made, "made_of": made_of}).encode())
+    return made
 
 
-Mined = TypeVar("Mined", reranker_recipe.Lists, second_round_recipe.Lists)
+def _query_weights(
+    setting: Setting, encoder: Path, sources: dict[str, tuple[list[Pair], list[Pair]]]
+) -> dict[str, object]:
+    """The weights of query tokens."""
+    seed, threads = setting.seed, setting.threads
+    return _kept(
+        setting.work / "query-weights.json",
+        _made_of(encoder, (seed, sources)),
+        lambda: query_weights_recipe.learn(encoder, sources, seed=seed, threads=threads),
+    )
 
 
-def _kept(path: Path, kind: type[Mined], made_of: str, gather: Callable[[], Mined]) -> Mined:
-    """What ``gather`` finds, kept for the next run that is made of the same."""
-    if path.exists():
-        known = json.loads(path.read_text(encoding="utf-8"))
-        if known.pop("made_of", "") == made_of:
-            return kind(**known)
-    lists = gather()
-    write_atomically(path, json.dumps({**dataclasses.asdict(lists), "made_of": made_of}).encode())
-    return lists
-
-
-def _across(tokenizer: Tokenizer, shares: data.Shares, *, pairs: Path, seed: int) -> dict[str, list[Pair]]:
-    """The PHP manual's pairs with English passages, by file. shares: by language."""
-    limits = {language: limit for language, (_, limit) in shares.items()}
-    found = data.load_across(pairs, tokenizer, per_language=limits, seed=seed)
-    return {data.across_file(language): rows for language, rows in found.items()}
-
-
-def _documentation(
-    tokenizer: Tokenizer, shares: data.Shares, folder: Path, *, tokens: int, seed: int
-) -> dict[str, list[Pair]]:
-    """The same of Python's documentation, passages of at most ``tokens`` tokens where more than one paragraph."""
-    return {
-        data.documentation_file(language): data.load_documentation(
-            folder, tokenizer, language, limit=limit, tokens=tokens, seed=seed
-        )
-        for language, (_, limit) in shares.items()
-    }
-
-
-def _reranker_sources(
-    tokenizer: Tokenizer, *, pairs: Path, sentences: Path, documentation: Path, seed: int
-) -> dict[str, tuple[list[Pair], int]]:
+def _reranker_sources(setting: Setting) -> dict[str, tuple[list[Pair], int]]:
     """What ``reranker_recipe.gather`` mines in."""
     recipe = reranker_recipe
-    drawn = data.load_pairs(pairs, tokenizer, limit=4000, seed=seed, names=recipe.FILES)
-    bitext = data.load_bitext(
-        sentences, tokenizer, per_language=recipe.STATEMENTS_EACH, more=recipe.STATEMENTS_MORE, seed=seed + 2
-    )
-    hosts = [pair.passage for name in recipe.HOSTS for pair in drawn[name]]
+    drawn = setting.drawn(recipe.FILES)
     sources = {name: (drawn[name], limit) for name, (_, limit) in recipe.FILES.items()}
-    more = _across(tokenizer, recipe.ACROSS, pairs=pairs, seed=seed)
-    more |= _documentation(tokenizer, recipe.DOCUMENTATION, documentation, tokens=recipe.PASSAGE_TOKENS, seed=seed)
+    more = setting.across(recipe.ACROSS) | setting.documented(recipe.DOCUMENTATION, recipe.PASSAGE_TOKENS)
     sources |= {name: (found, len(found)) for name, found in more.items()}
-    stated = data.statements(bitext, hosts, seed=seed)
+    hosts = [pair.passage for name in recipe.HOSTS for pair in drawn[name]]
+    stated = data.statements(
+        setting.bitext(recipe.STATEMENTS_EACH, recipe.STATEMENTS_MORE, 2), hosts, seed=setting.seed
+    )
     return sources | {recipe.STATEMENTS: (stated, len(stated))}
 
 
-def _reranker(
-    base: BaseModel,
-    tokenizer: Tokenizer,
-    *,
-    pairs: Path,
-    sentences: Path,
-    documentation: Path,
-    work: Path,
-    out: Path,
-    steps: int,
-    second_steps: int,
-    weight: float,
-    half: bool,
-    seed: int,
-    threads: int,
-    resume: bool,
-) -> bool:
+def _reranker(setting: Setting, steps: int, second_steps: int, weight: float) -> bool:
     """Mine negatives with the encoder in ``out``, train the cross-encoder in two rounds, export."""
-    sources = _reranker_sources(tokenizer, pairs=pairs, sentences=sentences, documentation=documentation, seed=seed)
+    recipe, out, seed = reranker_recipe, setting.out, setting.seed
+    sources = _reranker_sources(setting)
     made_of = _made_of(out, (seed, [(name, limit, drawn) for name, (drawn, limit) in sources.items()]))
     lists = _kept(
-        work / "reranker-lists.json",
-        reranker_recipe.Lists,
+        setting.work / "reranker-lists.json",
         made_of,
-        lambda: reranker_recipe.gather(out, sources, seed=seed, threads=threads),
+        lambda: dataclasses.asdict(recipe.gather(out, sources, seed=seed, threads=setting.threads)),
     )
-    model = CrossEncoder(Trunk(base))
-    done = reranker_recipe.train_reranker(
-        model,
-        lists,
-        steps=steps,
-        checkpoint=work / "reranker.ckpt",
-        resume=resume,
-        half=half,
-        made_of=made_of,
-        seed=seed,
-    )
+    model = CrossEncoder(Trunk(setting.base))
+    done = recipe.train_reranker(model, recipe.Lists(**lists), setting.course(steps, "reranker.ckpt", made_of))
     if done and second_steps:
-        done = _second_round(
-            model,
-            tokenizer,
-            pairs=pairs,
-            sentences=sentences,
-            documentation=documentation,
-            work=work,
-            out=out,
-            steps=second_steps,
-            half=half,
-            seed=seed,
-            threads=threads,
-            resume=resume,
-        )
+        done = _second_round(setting, model, second_steps)
     if done:
         note = (
             "score = weight * z(reranker) + (1 - weight) * z(MaxSim), z over the query's candidates; "
             "weight tuned on held-out training pairs"
         )
-        write_reranker(base, arrays(model), out, {**RERANKER, "fusion": {"weight": weight, "note": note}})
+        write_reranker(setting.base, arrays(model), out, {**RERANKER, "fusion": {"weight": weight, "note": note}})
     return done
 
 
-def _second_round(
-    model: CrossEncoder,
-    tokenizer: Tokenizer,
-    *,
-    pairs: Path,
-    sentences: Path,
-    documentation: Path,
-    work: Path,
-    out: Path,
-    steps: int,
-    half: bool,
-    seed: int,
-    threads: int,
-    resume: bool,
-) -> bool:
+def _second_round(setting: Setting, model: CrossEncoder, steps: int) -> bool:
     """Learn lexicons and rank passages with the encoder in ``out``, train ``model`` on."""
-    recipe, upper = second_round_recipe, upper_recipe
-    drawn = data.load_pairs(pairs, tokenizer, limit=4000, seed=seed, names=upper.FILES)
-    unseen = _unseen(tokenizer, drawn, pairs=pairs, sentences=sentences, documentation=documentation, seed=seed)
+    recipe, upper, tokenizer, out, seed = (
+        second_round_recipe,
+        upper_recipe,
+        setting.tokenizer,
+        setting.out,
+        setting.seed,
+    )
+    drawn = setting.drawn(upper.FILES)
+    unseen = _unseen(setting, drawn)
     sources = {
         name: (unseen[name][0], drawn.get(name, [])[: upper.FILES.get(name, (0, 0))[1]]) for name in recipe.FILES
     }
@@ -359,7 +267,7 @@ def _second_round(
     weights = TokenWeights(tuple(told["direction"]), told["bias"])
     made_of = _made_of(out, (seed, told, recipe.FILES, code_switching.LANGUAGES, sources))
 
-    def gather() -> second_round_recipe.Lists:
+    def gather() -> dict[str, Any]:
         english = (
             tokenizer.decode(pair.query)
             for name, use in recipe.FILES.items()
@@ -367,17 +275,10 @@ def _second_round(
             for part in sources[name]
             for pair in part
         )
-        lexicons = code_switching.learn(out, sentences, tokenizer, english, threads=threads)
-        return recipe.gather(out, weights, sources, lexicons, tokenizer, seed=seed, threads=threads)
+        lexicons = code_switching.learn(out, setting.sentences, tokenizer, english, threads=setting.threads)
+        found = recipe.gather(out, weights, sources, lexicons, tokenizer, seed=seed, threads=setting.threads)
+        return dataclasses.asdict(found)
 
-    lists = _kept(work / "second-round-lists.json", second_round_recipe.Lists, made_of, gather)
-    return recipe.train_second_round(
-        model,
-        lists,
-        steps=steps,
-        checkpoint=work / "second-round.ckpt",
-        resume=resume,
-        half=half,
-        made_of=made_of,
-        seed=seed,
-    )
+    lists = recipe.Lists(**_kept(setting.work / "second-round-lists.json", made_of, gather))
+    first = hashlib.sha256(b"".join(value.tobytes() for value in arrays(model).values())).hexdigest()
+    return recipe.train_second_round(model, lists, setting.course(steps, "second-round.ckpt", made_of + first))

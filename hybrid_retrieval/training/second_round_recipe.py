@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from tokenizers import Tokenizer
 from torch import Tensor
 from torch.nn import functional as F
@@ -19,11 +18,12 @@ from hybrid_retrieval.encoders.convention import TokenWeights
 from hybrid_retrieval.rerankers.pairs import window_spans
 from hybrid_retrieval.training import code_switching, data, losses
 from hybrid_retrieval.training.code_switching import Lexicon
-from hybrid_retrieval.training.data import END, Pair
+from hybrid_retrieval.training.data import Pair
 from hybrid_retrieval.training.exported import ExportedEncoder
-from hybrid_retrieval.training.loop import train
+from hybrid_retrieval.training.loop import Course, train
+from hybrid_retrieval.training.mining import Pool
 from hybrid_retrieval.training.modules import CrossEncoder
-from hybrid_retrieval.training.reranker_recipe import BATCH_TOKENS, FROZEN
+from hybrid_retrieval.training.reranker_recipe import freeze_lower_layers, pair_ids, pair_logits
 
 QUERY_TOKENS, PASSAGE_TOKENS = 60, 381
 ROOM, OVERLAP, WINDOWS = 216, 32, 2
@@ -53,9 +53,9 @@ class Use:
 
 
 FILES: Mapping[str, Use] = {
-    "squad_train": Use(1000, 3400, 2, 4, 5),
+    "squad_train": Use(1000, 3300, 2, 4, 5),
     "tydiqa-en": Use(2200, 1400, 2, 2, 3),
-    "scifact": Use(0, 800, 2, 1.5, 0.7),
+    "scifact": Use(0, 750, 2, 1.5, 0.7),
     "fever-sent": Use(2600, 0, 1, 1, 1.2),
     "medquad": Use(800, 0, 1, 0.3, 0.5),
     "heading_mdn-en": Use(350, 0, 1, 0.2, 0.2),
@@ -104,10 +104,10 @@ class Lists:
 def _blocks(pairs: Sequence[Pair]) -> Iterator[list[Pair]]:
     """``pairs`` in runs of at most ``POOL`` distinct passages; a last run of less than half of that joins the one
     before."""
-    blocks: list[list[Pair]] = [[]]
+    blocks: list[list[Pair]] = []
     keys: set[int] = set()
     for pair in pairs:
-        if len(keys) == POOL and pair.passage_key not in keys:
+        if not blocks or (len(keys) == POOL and pair.passage_key not in keys):
             blocks.append([])
             keys = set()
         keys.add(pair.passage_key)
@@ -115,16 +115,6 @@ def _blocks(pairs: Sequence[Pair]) -> Iterator[list[Pair]]:
     if len(blocks) > 1 and len(keys) < POOL // 2:
         blocks[-2:] = [blocks[-2] + blocks[-1]]
     return iter(blocks)
-
-
-def _maxsim(
-    query: NDArray[np.float32], passages: Sequence[NDArray[np.float32]], numbers: NDArray[np.int64]
-) -> NDArray[np.float32]:
-    """Mean MaxSim of a query with some of the passages, float32 [N]."""
-    chosen = [passages[j] for j in numbers]
-    starts = np.cumsum([0, *map(len, chosen)])[:-1]
-    best: NDArray[np.float32] = np.maximum.reduceat(query @ np.concatenate(chosen).T, starts, axis=1)
-    return best.mean(axis=0)
 
 
 class _Gathering:
@@ -167,19 +157,14 @@ class _Gathering:
     ) -> None:
         keys, texts = list(held), list(held.values())
         number = {key: j for j, key in enumerate(keys)}
-        passages = self.encoder.vectors(data.PASSAGE_PREFIX, texts, PASSAGE_TOKENS + 4)
-        means = np.stack([vectors.mean(axis=0) for vectors in passages])
+        pool = Pool(self.encoder, texts, PASSAGE_TOKENS + 4)
         queries = self.encoder.vectors(data.QUERY_PREFIX, [ids for *_, ids in asked], QUERY_TOKENS + 5)
         first = len(self.lists.passages)
         self.lists.passages.extend(texts)
         for (name, pair, ids), vectors in zip(asked, queries, strict=True):
-            query, own = self.weights.scaled(vectors), number[pair.passage_key]
-            near = np.argsort(-(means @ query.mean(axis=0)), kind="stable")[:SHORTLIST]
-            near = np.unique([own, *near])
-            scores = dict(zip(near.tolist(), _maxsim(query, passages, near).tolist(), strict=True))
-            theirs = answers[tuple(pair.query)]
-            others = [j for j in scores if keys[j] not in theirs and texts[j] != texts[own]]
-            others = sorted(others, key=lambda j: (-scores[j], j))[:DEPTH]
+            own, theirs = number[pair.passage_key], answers[tuple(pair.query)]
+            scores = dict(pool.ranked(self.weights.scaled(vectors), SHORTLIST, own=own))
+            others = [j for j in scores if keys[j] not in theirs and texts[j] != texts[own]][:DEPTH]
             if len(others) >= FEWEST:
                 ranked = [own, *others]
                 self.lists.files.append(name)
@@ -206,8 +191,6 @@ def gather(
     for name, (unseen, seen) in sources.items():
         use = FILES[name]
         for pairs, is_unseen in ((unseen[: use.unseen], True), (seen[: use.seen], False)):
-            if not pairs:
-                continue
             gathering.ask(name, pairs, use.versions, unseen=is_unseen)
         print(f"second round: {len(gathering.lists.files)} questions up to {name}", flush=True)
     return gathering.lists
@@ -223,49 +206,32 @@ def _by_file(lists: Lists, rng: random.Random) -> dict[str, list[int]]:
     return found
 
 
-def windows(query: Sequence[int], passage: Sequence[int]) -> list[list[int]]:
+def windows(query: list[int], passage: list[int]) -> list[list[int]]:
     """Rows of token ids ``<s> query </s></s> part </s>`` of a passage, its first ``WINDOWS`` parts."""
-    room = ROOM - len(query) - 4
+    room = ROOM - len(pair_ids(query, [], QUERY_TOKENS, 0))
     spans = window_spans(len(passage), room, OVERLAP)[:WINDOWS]
-    return [[0, *query, END, END, *passage[start:end], END] for start, end in spans]
+    return [pair_ids(query, passage[start:end], QUERY_TOKENS, room) for start, end in spans]
 
 
-def logits(model: CrossEncoder, pairs: Sequence[tuple[Sequence[int], Sequence[int]]], *, half: bool) -> Tensor:
+def logits(model: CrossEncoder, pairs: Sequence[tuple[list[int], list[int]]], *, half: bool) -> Tensor:
     """Of each pair its best window's, float32 [N]."""
     rows = [windows(query, passage) for query, passage in pairs]
-    flat = [row for group in rows for row in group]
-    found = torch.zeros(len(flat))
-    for members in data.bucketed([len(row) for row in flat], BATCH_TOKENS):
-        ids, mask = data.pad([flat[j] for j in members])
-        with torch.autocast("cpu", torch.bfloat16, enabled=half):
-            states = model.trunk(ids, mask)
-        found = found.index_put((torch.tensor(members),), model.logits(states.float(), ids))
+    found = pair_logits(model, [row for group in rows for row in group], half=half)
     return torch.stack([part.max() for part in found.split([len(group) for group in rows])])
 
 
-def train_second_round(
-    model: CrossEncoder,
-    lists: Lists,
-    *,
-    steps: int,
-    checkpoint: Path,
-    resume: bool,
-    half: bool,
-    made_of: str = "",
-    seed: int = 0,
-) -> bool:
+def train_second_round(model: CrossEncoder, lists: Lists, course: Course) -> bool:
     """Listwise softmax over the passages of ``QUESTIONS`` questions a step, of the logit (weight 1) and, of questions
     that the encoder never saw, of its mean with ``SCALE`` times the encoder's MaxSim (.5), so that what the first stage
-    gets wrong weighs most. ``model`` holds the first round's weights; the arguments are those of ``train_reranker``."""
-    for layer in list(model.trunk.layers)[:FROZEN]:
-        layer.requires_grad_(False)
-    by_file = _by_file(lists, random.Random(seed + 7))
+    gets wrong weighs most. ``model`` holds the first round's weights. False when a signal stopped it."""
+    freeze_lower_layers(model)
+    by_file = _by_file(lists, random.Random(course.seed + 7))
     names = sorted(by_file)
     shares = [SHARES[name] for name in names]
     group = 1 + NEGATIVES
 
     def step(i: int) -> tuple[Tensor, dict[str, float]]:
-        rng = random.Random(seed * 1_000_003 + i)
+        rng = random.Random(course.seed * 1_000_003 + i)
         questions = [rng.choice(by_file[name]) for name in rng.choices(names, shares, k=QUESTIONS)]
         pairs, maxsim = [], []
         for question in questions:
@@ -273,7 +239,7 @@ def train_second_round(
             picked = [0, 1, *(2 + j for j in rng.sample(range(len(ranked) - 2), NEGATIVES - 1))]
             pairs += [(lists.questions[question], lists.passages[ranked[j]]) for j in picked]
             maxsim.append([scores[j] for j in picked])
-        found = logits(model, pairs, half=half)
+        found = logits(model, pairs, half=course.half)
         own = losses.listwise(found, group)
         fused = 0.5 * (found.view(-1, group) + SCALE * torch.tensor(maxsim))
         unseen = torch.tensor([lists.unseen[question] for question in questions]).float()
@@ -282,14 +248,4 @@ def train_second_round(
         hit = (found.view(-1, group).argmax(-1) == 0).float().mean()
         return own + 0.5 * with_encoder, {"own": own.item(), "fused": with_encoder.item(), "hit": hit.item()}
 
-    return train(
-        model,
-        step,
-        steps=steps,
-        rate=6e-5,
-        head_rate=1.2e-4,
-        warmup=40,
-        checkpoint=checkpoint,
-        resume=resume,
-        made_of=made_of,
-    )
+    return train(model, step, course, rate=6e-5, head_rate=1.2e-4, warmup=40)

@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from hybrid_retrieval.training import data, losses
 from hybrid_retrieval.training.base_weights import BaseModel
 from hybrid_retrieval.training.data import Pair
-from hybrid_retrieval.training.loop import train
+from hybrid_retrieval.training.loop import Course, train
 from hybrid_retrieval.training.modules import Encoder, Trunk
 from hybrid_retrieval.training.states import States, keep_states
 
@@ -231,18 +231,15 @@ class Draws:
         return name, chosen, sorted({rng.choice(self._by_language[language]) for language in languages})
 
 
-def train_upper(
-    encoder: Encoder, material: Material, *, steps: int, checkpoint: Path, resume: bool, half: bool, seed: int
-) -> bool:
+def train_upper(encoder: Encoder, material: Material, course: Course) -> bool:
     """Train the encoder's upper layers and projection in place; False when a signal stopped it.
-    half: the layers compute in bfloat16 (weights stay float32).
 
     The loss: contrastive cross-entropy over the pairs (1) and KL of their scores to the base's 384-dimension MaxSim
     (.5); for a sentence as a query, over the pairs' passages and the sentences' translations, cross-entropy (.5) and
     KL to what the base gives its translation as the query (.5); the other way round, cross-entropy (.25); and the
     cosine distance of every final state from the base's (2), which keeps languages without training data in place.
     """
-    upper, draws, states = Upper(encoder, half), Draws(material, seed), material.states
+    upper, draws, states = Upper(encoder, course.half), Draws(material, course.seed), material.states
 
     def step(i: int) -> tuple[Tensor, dict[str, float]]:
         name, pairs, sentences = draws.step(i)
@@ -281,7 +278,7 @@ def train_upper(
         figures = {"pairs": own, "kl": kl, "sentences": to_english, "sentences_kl": across_kl, "kept": kept}
         return loss, {key: value.item() for key, value in figures.items()}
 
-    return train(upper, step, steps=steps, rate=6e-5, head_rate=3e-4, checkpoint=checkpoint, resume=resume)
+    return train(upper, step, course, rate=6e-5, head_rate=3e-4)
 
 
 def rotated(encoder: Encoder, seed: int) -> Encoder:

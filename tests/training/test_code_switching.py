@@ -15,6 +15,7 @@ from tokenizers import Tokenizer
 from hybrid_retrieval.kernels import dispatch
 from hybrid_retrieval.model_files import EMBEDDED_FOLDER
 from hybrid_retrieval.training import code_switching as cs
+from hybrid_retrieval.training import data
 
 native = pytest.mark.skipif(dispatch.variant() == dispatch.NUMPY, reason="needs the compiled kernels")
 SENTENCES = {
@@ -63,6 +64,11 @@ def test_words_of_no_sentence_are_found_in_the_vocabulary(lexicons: dict[str, cs
     assert lexicons["kor"]["city"][0][0].startswith("도시")
 
 
+def test_languages_are_those_of_the_sentences() -> None:
+    assert set(cs.LANGUAGES) == set(data.BITEXT_LANGUAGES)
+    assert {*cs.SCRIPTS.values(), *cs.UNSPACED} <= set(cs.LANGUAGES)
+
+
 LEXICON: cs.Lexicon = {"where": [("哪里", 1.0)], "is": [("是", 2.0)], "city": [("城市", 1.0), ("城", 1.0)]}
 
 
@@ -94,8 +100,11 @@ def test_versions_of_which_too_little_is_known_are_left_out(
     assert found == [cs.questions(query, lexicons, tokenizer, random.Random(seed), number=2) for seed in range(30)]
 
 
-def test_words_are_taken_for_each_other_only_where_both_are_best() -> None:
+def test_words_are_taken_for_each_other_only_where_both_are_best(monkeypatch: pytest.MonkeyPatch) -> None:
     ours = np.array([[1, 0, 0], [0.9, 0.436, 0], [0, 0, 1]], np.float32)
+    ours /= np.linalg.norm(ours, axis=1, keepdims=True)
     theirs = np.array([[0.99, 0.141, 0], [0, 1, 0]], np.float32)
-    pairs = cs._alike(ours / np.linalg.norm(ours, axis=1, keepdims=True), theirs)
-    assert all(cosine >= cs.ALIKE for *_, cosine in pairs) and len({j for _, j, _ in pairs}) == len(pairs) == 1
+    ((i, j, cosine),) = cs._alike(ours, theirs)
+    assert (i, j) == (0, 0) and cosine == pytest.approx(0.99)
+    monkeypatch.setattr(cs, "ALIKE", 0.999)
+    assert cs._alike(ours, theirs) == []

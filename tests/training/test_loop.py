@@ -10,7 +10,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from hybrid_retrieval.training.loop import train  # noqa: E402
+from hybrid_retrieval.training.loop import Course, train  # noqa: E402
 
 STEPS = 12
 
@@ -32,14 +32,11 @@ def run(
     finished = train(
         model,
         step,
-        steps=STEPS,
+        Course(STEPS, checkpoint, resume, made_of=made_of),
         rate=0.1,
         head_rate=0.1,
-        checkpoint=checkpoint,
-        resume=resume,
         warmup=3,
         stop_after=stop_after,
-        made_of=made_of,
     )
     return finished, model.weight.detach().numpy().copy()
 

@@ -26,6 +26,7 @@ from hybrid_retrieval.training import run  # noqa: E402
 from hybrid_retrieval.training.base_weights import BaseModel  # noqa: E402
 from hybrid_retrieval.training.data import END, Pair  # noqa: E402
 from hybrid_retrieval.training.export import write_encoder, write_reranker  # noqa: E402
+from hybrid_retrieval.training.loop import Course  # noqa: E402
 from hybrid_retrieval.training.modules import CrossEncoder, Encoder, Trunk  # noqa: E402
 from hybrid_retrieval.training.run import ENCODER, RERANKER, arrays  # noqa: E402
 
@@ -86,7 +87,7 @@ def test_only_the_upper_layers_and_the_head_learn(
     torch.manual_seed(0)
     model = CrossEncoder(Trunk(base))
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    assert recipe.train_reranker(model, lists, steps=3, checkpoint=tmp_path / "ckpt", resume=False, half=half)
+    assert recipe.train_reranker(model, lists, Course(3, tmp_path / "ckpt", resume=False, half=half))
     changed = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
     assert changed and all(name.startswith(("trunk.layers.2.", "dense.", "out.", "gate.", "scale")) for name in changed)
     assert {"scale", "trunk.layers.2.fo.weight", "out.weight", "gate.weight"} <= changed
@@ -122,17 +123,16 @@ def test_a_head_that_does_not_fit_is_refused(base: BaseModel, tmp_path: Path) ->
         Reranker.load(str(tmp_path), backend="native")
 
 
-def test_mined_lists_are_kept_for_the_same_encoder_and_pairs(tmp_path: Path) -> None:
-    found = recipe.Lists(["squad_train"], [[0, 5, END, END, 6, END]] * GROUP)
+def test_what_was_mined_is_kept_for_the_same_encoder_and_pairs(tmp_path: Path) -> None:
     mined: list[str] = []
-    (tmp_path / "encoder.safetensors").write_bytes(b"weights")
     for seed, weights, count in ((0, b"weights", 1), (0, b"weights", 1), (1, b"weights", 2), (1, b"others", 3)):
         (tmp_path / "encoder.safetensors").write_bytes(weights)
         made_of = run._made_of(tmp_path, seed)
 
-        def gather(made_of: str = made_of) -> recipe.Lists:
+        def gather(made_of: str = made_of) -> dict[str, object]:
             mined.append(made_of)
-            return found
+            return {"files": ["squad_train"], "rows": [[0, 5, END, END, 6, END]] * GROUP}
 
-        assert run._kept(tmp_path / "lists.json", recipe.Lists, made_of, gather) == found
+        lists = recipe.Lists(**run._kept(tmp_path / "lists.json", made_of, gather))
+        assert lists == recipe.Lists(["squad_train"], [[0, 5, END, END, 6, END]] * GROUP)
         assert len(mined) == len(set(mined)) == count
