@@ -23,20 +23,33 @@ Ids = Sequence[int] | NDArray[np.int32]
 
 @dataclass(frozen=True, slots=True)
 class PairConvention:
-    """prefix + query + middle + passage + suffix. token_types: 0 up to the passage, 1 from its first token (BERT)."""
+    """prefix + query + middle + passage + suffix. token_types: 0 up to the passage, 1 from its first token (BERT).
+
+    unknown_id: what a marker that is written inside a text is read as (a page's ``<s>`` struck out ``</s>``), needed by
+    a head that finds query and passage by their markers; None leaves it a marker, as FlagReranker does.
+    """
 
     prefix_ids: tuple[int, ...]
     middle_ids: tuple[int, ...]
     suffix_ids: tuple[int, ...]
     pad_id: int
     token_types: bool
+    unknown_id: int | None = None
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], source: str) -> PairConvention:
         """From a `reranker.json`. Raises `ModelError` for a missing key."""
         try:
             prefix, middle, suffix = (tuple(map(int, values[f"{part}_ids"])) for part in ("prefix", "middle", "suffix"))
-            return cls(prefix, middle, suffix, int(values["pad_id"]), bool(values.get("token_types", False)))
+            unknown = values.get("unknown_id")
+            return cls(
+                prefix,
+                middle,
+                suffix,
+                pad_id=int(values["pad_id"]),
+                token_types=bool(values.get("token_types", False)),
+                unknown_id=None if unknown is None else int(unknown),
+            )
         except (KeyError, TypeError, ValueError) as error:
             raise ModelError(f"{source}: the pair convention is incomplete ({error!r})") from None
 
@@ -47,6 +60,9 @@ class PairConvention:
 
     def join(self, query: Ids, passage: Ids) -> NDArray[np.int32]:
         """The pair's ids; both parts must have been cut to fit."""
+        if self.unknown_id is not None:
+            marks = [*self.prefix_ids, *self.middle_ids, *self.suffix_ids]
+            query, passage = (np.where(np.isin(part, marks), self.unknown_id, part) for part in (query, passage))
         return np.concatenate([self.prefix_ids, query, self.middle_ids, passage, self.suffix_ids], dtype=np.int32)
 
     def passage_start(self, num_query_tokens: int) -> int:

@@ -12,9 +12,11 @@ import pytest
 
 from hybrid_retrieval import Passage, Reranker
 from hybrid_retrieval.errors import InputError, ModelError, QueryError
+from hybrid_retrieval.kernels import dispatch
 from hybrid_retrieval.ragged import Ragged
 from tests.rerankers.tiny_reranker import NAN_WORD, description, logit, write_tiny_reranker
 
+native = pytest.mark.skipif(dispatch.variant() == dispatch.NUMPY, reason="needs the compiled kernels")
 QUERY = "which river"
 PASSAGES = ["the river runs by the house", "a house", "trees " * 40, "old men walk", "why"]
 
@@ -417,3 +419,14 @@ def test_a_wrong_description_is_named(tmp_path: Path) -> None:
     (tmp_path / "reranker.json").write_text(json.dumps(without))
     with pytest.raises(ModelError, match="'graph' is missing"):
         Reranker.load(str(tmp_path))
+
+
+@pytest.mark.parametrize("backend", ["onnx", pytest.param("native", marks=native)])
+def test_markup_in_a_text_ends_no_part_of_it_for_the_embedded_model(backend: Any) -> None:
+    """A page's <s>struck out</s> is read by the tokenizer as the markers that stand around query and passage."""
+    embedded = Reranker.load("embedded", backend=backend)
+    answers = ["The price was 12. It is 9 dollars since May.", "The price was <s>12</s>. It is 9 dollars since May."]
+    other = "The river rises in the north and flows into the sea."
+    for question in ("How much is it since May?", "<s>How many</s> How much is it since May?"):
+        plain, marked, least = embedded.score([(question, text) for text in (*answers, other)])
+        assert marked - least > 0.8 * (plain - least) > 0
