@@ -23,6 +23,9 @@ Device = Literal["auto", "cpu", "cuda"]
 Backend = Literal["auto", "native", "onnx", "torch"]
 DType = Literal["auto", "float32", "float16", "bfloat16", "int8"]
 
+# What PyYAML lets through of a date without such a day, a number without digits, and so on.
+_OF_SCALARS = (ValueError, KeyError, AttributeError, OverflowError)
+
 MOST_THREADS = 1024
 """More is a slip of the pen, and would exhaust the system's threads."""
 
@@ -229,7 +232,7 @@ class PipelineConfig:
             values = yaml.load(path.read_text(encoding="utf-8"), _StrictLoader)
         except (FileNotFoundError, IsADirectoryError):
             raise ConfigError(f"{path}: no such configuration file") from None
-        except (yaml.YAMLError, UnicodeDecodeError, OSError, RecursionError) as error:
+        except (yaml.YAMLError, OSError, RecursionError, *_OF_SCALARS) as error:
             reason = " ".join(str(error).split()) or type(error).__name__
             raise ConfigError(f"{path}: not a readable YAML file ({reason})") from None
         return cls.from_dict({} if values is None else values, source=str(path))
@@ -298,7 +301,10 @@ def _checked(kind: Any, value: Any, where: str) -> Any:
         return value
     options = typing.get_args(kind) or (kind,)
     if float in options and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
+        try:
+            return float(value)
+        except OverflowError:
+            raise ConfigError(f"{where} is larger than any number that can be computed with") from None
     if (isinstance(value, bool) and bool not in options) or not isinstance(value, options):
         names = " or ".join("null" if option is type(None) else option.__name__ for option in options)
         raise ConfigError(f"{where} must be {names}, got {value!r}")

@@ -301,6 +301,7 @@ def test_usage_errors_exit_with_2(run, small_index: Path) -> None:  # type: igno
 def test_help_and_version_exit_with_0(run) -> None:  # type: ignore[no-untyped-def]
     assert run("--version").code == 0
     assert "build" in run("--help").out
+    assert run().out == run("--help").out
 
 
 def test_doctor_passes_its_self_test(run) -> None:  # type: ignore[no-untyped-def]

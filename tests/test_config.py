@@ -81,7 +81,9 @@ def test_a_whole_number_stands_for_a_float_and_empty_sections_for_their_defaults
     assert config.search == PipelineConfig().search
 
 
-@pytest.mark.parametrize("text", ["a: [1", "\x00", "- 1\n- 2", "a: b: c"])
+@pytest.mark.parametrize(
+    "text", ["a: [1", "\x00", "- 1\n- 2", "a: b: c", "a: 2024-13-45", "a: 0x_", "a: !!timestamp x", "a: !!bool x"]
+)
 def test_an_unreadable_file_is_one_clear_line(tmp_path: Path, text: str) -> None:
     path = tmp_path / "broken.yaml"
     path.write_text(text)
@@ -89,6 +91,11 @@ def test_an_unreadable_file_is_one_clear_line(tmp_path: Path, text: str) -> None
         PipelineConfig.load(path)
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_number_that_no_float_holds_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"fusion\.weight is larger than any number"):
+        PipelineConfig.from_dict({"fusion": {"weight": 10**400}})
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:

@@ -178,6 +178,13 @@ def test_a_hit_that_was_not_rescored_has_no_probability(fitted) -> None:  # type
     assert [hit.probability is None for hit in ranking] == [False] * 4 + [True] * 4
 
 
+def test_no_hit_is_probable_where_a_deadline_left_no_time(fitted) -> None:  # type: ignore[no-untyped-def]
+    ranking = fitted().query("tides", k=3, deadline_ms=0.001)
+    assert [hit.probability for hit in ranking] == [None] * 3
+    assert ranking.at_least(0.0).ids == ()
+    assert "left no time" in ranking.at_least(0.0).notes[0]
+
+
 def test_a_pipeline_stops_after_stage_1_where_re_ranking_does_not_pay(plain: Pipeline, fitted) -> None:  # type: ignore[no-untyped-def]
     pipeline = fitted(rerank=False)
     ranking, expected = pipeline.query("tides", k=3), plain.query("tides", k=3, rerank=False)

@@ -26,10 +26,15 @@ from hybrid_retrieval.cli.query import query, rerank
 from hybrid_retrieval.errors import HybridRetrievalError
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.group(
+    invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110}
+)
 @click.version_option(__version__, prog_name="hybrid-retrieval")
-def cli() -> None:
+@click.pass_context
+def cli(context: click.Context) -> None:
     """Two-stage retrieval: ColBERT finds the candidates, a cross-encoder orders them."""
+    if context.invoked_subcommand is None:
+        click.echo(context.get_help())
 
 
 for command in (

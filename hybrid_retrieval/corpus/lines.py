@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import math
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -62,11 +63,11 @@ def decode(raw: bytes, where: str) -> str:
 def parse_object(line: str, where: str) -> dict[str, Any]:
     """One JSON object, or a `CorpusError` that starts with `where`.
 
-    Refused besides malformed JSON: NaN and Infinity (no JSON), nesting beyond 100 levels, and escapes of NUL
-    or of half a surrogate pair, which no UTF-8 text can hold.
+    Refused besides malformed JSON: NaN and Infinity (no JSON), numbers beyond float64, nesting beyond 100 levels, and
+    escapes of NUL or of half a surrogate pair, which no UTF-8 text can hold.
     """
     try:
-        value = json.loads(line.rstrip("\r\n"), parse_constant=_no_constant)
+        value = json.loads(line.rstrip("\r\n"), parse_constant=_no_constant, parse_float=_finite)
     except json.JSONDecodeError as error:
         raise CorpusError(f"{where}: malformed JSON at column {error.colno}: {error.msg}") from None
     except RecursionError:
@@ -105,6 +106,13 @@ def json_type(value: Any) -> str:
 
 def _no_constant(name: str) -> Any:
     raise ValueError(f"{name} is no JSON value; write null")
+
+
+def _finite(digits: str) -> float:
+    value = float(digits)
+    if math.isinf(value):
+        raise ValueError(f"the number {digits:.40} is too large; write it as a string")
+    return value
 
 
 def _depth(value: Any) -> int:

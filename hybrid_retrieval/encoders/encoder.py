@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from hybrid_retrieval.batching import Batches, pad
 from hybrid_retrieval.cache import Cache, CacheInfo, digest
+from hybrid_retrieval.config import EncoderConfig
 from hybrid_retrieval.corpus.chunker import split_windows
 from hybrid_retrieval.encoders.backend import EncoderBackend
 from hybrid_retrieval.encoders.convention import EncodingConvention, Side
@@ -70,9 +71,19 @@ class Encoder:
 
         dtype: `auto` is float16 on CUDA and float32 on a CPU; an ONNX folder keeps its own. threads: on a CPU, 0
         takes every core. batch_tokens: padded tokens in one forward pass. cached_queries: queries whose vectors
-        `encode_query` remembers, 0 none. Raises `ModelNotFoundError`, `ModelError`, or `OptionalDependencyError` where
-        the model needs torch.
+        `encode_query` remembers, 0 none. Raises `ModelNotFoundError`, `ModelError`, `ConfigError` for an impossible
+        option, or `OptionalDependencyError` where the model needs torch.
         """
+        EncoderConfig(  # refuses what is impossible
+            model=model,
+            revision=revision,
+            backend=backend,
+            device=device,
+            dtype=dtype,
+            threads=threads,
+            batch_tokens=batch_tokens,
+            cached_queries=cached_queries,
+        )
         parts = load_parts(resolve(model, revision), backend=backend, device=device, dtype=dtype, threads=threads)
         encoder = cls(**parts, batch_tokens=batch_tokens, cached_queries=cached_queries)
         encoder.source = lasting_name(model)

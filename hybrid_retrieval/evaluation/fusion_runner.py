@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 from hybrid_retrieval.config import FusionConfig, PipelineConfig
 from hybrid_retrieval.corpus.dataset import Dataset
@@ -55,6 +56,7 @@ def score_dataset(
             "passages": index.passages,
             "tokens": index.tokens,
             "nbits": index.nbits,
+            **_settings_of_scores(pipeline.config),
         },
         store=store,
         progress=progress,
@@ -109,6 +111,17 @@ def fit_dataset(
     used = num_candidates or pipeline.config.search.num_candidates
     on = FittedOn(dataset.folder.resolve().name, dataset.split, len(queries), used, seed)
     return fit, fit_to_file(fit, pipeline, on)
+
+
+def _settings_of_scores(config: PipelineConfig) -> dict[str, Any]:
+    """What of a configuration decides which candidates are scored, and how."""
+    search, reranker = config.search, config.reranker
+    names = ("dtype", "truncation", "max_tokens", "long_passages", "window_overlap", "max_passage_tokens")
+    return {
+        "search.exact": search.exact,
+        "search.nprobe": search.nprobe,
+        **{f"reranker.{name}": getattr(reranker, name) for name in names},
+    }
 
 
 def _reranker_of(pipeline: Pipeline) -> Reranker:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hybrid_retrieval.cache import CacheInfo, digest
+from hybrid_retrieval.config import RerankerConfig
 from hybrid_retrieval.errors import InputError
 from hybrid_retrieval.model_files import lasting_name, resolve
 from hybrid_retrieval.ragged import Ragged
@@ -96,22 +97,24 @@ class Reranker:
         that share `window_overlap` tokens, and scored by their `max` or `mean`; `cut` reads its start alone, as
         FlagReranker does. max_passage_tokens: with windows, tokens of a passage that are read at all, 0 all of them.
         truncation: how a pair is cut, and how much of the room a long query leaves to the windows. cached_pairs: scores
-        that are remembered, 0 none. Raises `ModelNotFoundError`, `ModelError`, `InputError` for an impossible option,
+        that are remembered, 0 none. Raises `ModelNotFoundError`, `ModelError`, `ConfigError` for an impossible option,
         or `OptionalDependencyError` where the model needs torch.
         """
-        for option, value, kind in (
-            ("truncation", truncation, Truncation),
-            ("long_passages", long_passages, LongPassages),
-        ):
-            if value not in get_args(kind):
-                raise InputError(f"{option} must be one of {', '.join(get_args(kind))}, got {value!r}")
-        if window_overlap < 0 or max_passage_tokens < 0:
-            raise InputError(
-                f"window_overlap and max_passage_tokens must be 0 or more, got {window_overlap} and "
-                f"{max_passage_tokens}"
-            )
-        if max_passage_tokens and long_passages == "cut":
-            raise InputError("max_passage_tokens limits windows: with long_passages 'cut', set max_tokens instead")
+        RerankerConfig(  # refuses what is impossible
+            model=model,
+            revision=revision,
+            backend=backend,
+            device=device,
+            dtype=dtype,
+            threads=threads,
+            truncation=truncation,
+            max_tokens=max_tokens,
+            long_passages=long_passages,
+            window_overlap=window_overlap,
+            max_passage_tokens=max_passage_tokens,
+            batch_tokens=batch_tokens,
+            cached_pairs=cached_pairs,
+        )
         parts = load_parts(
             resolve(model, revision),
             backend=backend,
@@ -198,7 +201,8 @@ class Reranker:
         what the model says of nothing is its score.
         """
         check_query(query)
-        query_ids: list[int] = self._tokenizer.encode(query, add_special_tokens=False).ids
+        # int32 even where the tokenizer drops all of the query
+        query_ids = np.array(self._tokenizer.encode(query, add_special_tokens=False).ids, np.int32)
         room, longest = (n - self._convention.num_specials for n in (self.max_tokens, self.longest_tokens))
         rows: list[NDArray[np.int32]] = []
         starts: list[int] = []

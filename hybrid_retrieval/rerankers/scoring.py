@@ -87,29 +87,40 @@ class PairScorer:
         return max(ends)
 
     def probe(self, seconds: float) -> None:
-        """Learn the pace from two tiny batches, after one to warm up; none is begun that is known not to fit in
-        `seconds`."""
+        """Learn the pace from two tiny batches, after one to warm up, whose time tells nothing; none is begun that is
+        known not to fit in `seconds`, by what was observed of late."""
         ends = time.perf_counter() + seconds
-        for length in (4, 4, 16):
+        for length, learned in ((4, False), (4, True), (16, True)):
             rows = [self._convention.join(self._word * length, self._word * length)] * self.lanes
-            predicted = self._pace.predict(self._cost_tokens([len(row) for row in rows]))
-            if predicted is not None and predicted > ends - time.perf_counter():
-                return
-            self._forward(rows, [self._convention.passage_start(len(self._word) * length)] * self.lanes)
+            if not self._fits([len(row) for row in rows], ends):
+                self._pace.forget_stale()
+                if not self._fits([len(row) for row in rows], ends):
+                    return
+            starts = [self._convention.passage_start(len(self._word) * length)] * self.lanes
+            self._forward(rows, starts, learned=learned)
 
     def cache_info(self) -> CacheInfo:
         """Hits, misses, entries, capacity. A passage in windows counts once for each."""
         return self._cache.info()
 
-    def _forward(self, rows: Sequence[NDArray[np.int32]], starts: Sequence[int]) -> NDArray[np.float32]:
-        """Logits [B] of one batch; how long it took is learned."""
+    def _fits(self, lengths: Sequence[int], ends: float) -> bool:
+        """Whether a batch is not known to last beyond `ends`, on `time.perf_counter`."""
+        left = ends - time.perf_counter()
+        predicted = self._pace.predict(self._cost_tokens(lengths))
+        return left > 0 and (predicted is None or predicted <= left)
+
+    def _forward(
+        self, rows: Sequence[NDArray[np.int32]], starts: Sequence[int], *, learned: bool = True
+    ) -> NDArray[np.float32]:
+        """Logits [B] of one batch. learned: whether the pace learns from how long it took."""
         ids, mask = pad(rows, self._convention.pad_id)
         types = None
         if self._convention.token_types:
             types = (np.arange(ids.shape[1]) >= np.array(starts)[:, None]).astype(np.int64) * mask
         began = time.perf_counter()
         logits = self.backend.forward(ids, mask, types)
-        self._pace.observe(self._cost_tokens([len(row) for row in rows]), time.perf_counter() - began)
+        if learned:
+            self._pace.observe(self._cost_tokens([len(row) for row in rows]), time.perf_counter() - began)
         return logits
 
     def _cost_tokens(self, lengths: Sequence[int]) -> int:

@@ -130,6 +130,7 @@ def test_parquet(tmp_path: Path) -> None:
         ('{"_id": 1.5, "text": "x"}', "expected '_id' to be a string or an integer, got a number"),
         ('{"_id": "%s", "text": "x"}' % ("é" * 257), "'_id' has 514 bytes; at most 512"),
         ('{"_id": "b", "text": "x", "n": NaN}', "NaN is no JSON value"),
+        ('{"_id": "b", "text": "x", "n": [-1e999]}', "the number -1e999 is too large"),
         ('{"_id": "b", "text": "x\\u0000y"}', "a NUL character"),
         ('{"_id": "b", "text": "x", "m": {"k": ["\\u0000"]}}', "a NUL character"),
         ('{"_id": "b", "text": "x \\ud83d"}', "half a surrogate pair (\\ud83d)"),

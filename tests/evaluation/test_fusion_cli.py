@@ -132,6 +132,15 @@ def test_bad_input_is_one_line(fit, more: list[object], message: str) -> None:  
     assert message in err and len(err.strip().splitlines()) == 1
 
 
+def test_scores_of_other_settings_are_refused(fit, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    """They are of the same models over the same index."""
+    assert fit()[0] == 0
+    config = tmp_path / "pipeline.yaml"
+    config.write_text("reranker:\n  truncation: longest_first\n")
+    code, _, err = fit("--config", config)
+    assert code == 2 and "another run (it differs in reranker.truncation)" in err
+
+
 def test_fitting_needs_both_stages(run, small_index: Path, dataset: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     config = tmp_path / "pipeline.yaml"
     config.write_text("reranker:\n  model: none\n")

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hybrid_retrieval.rerankers.pace import CAUTION, FEW, REMEMBERED, Pace
+from hybrid_retrieval.rerankers.pace import CAUTION, FEW, REMEMBERED, STALE, Pace
 
 
 def learned(*seen: tuple[int, float]) -> Pace:
@@ -54,3 +54,16 @@ def test_what_was_seen_stays_within_what_is_predicted_and_more_tokens_never_take
 def test_a_slow_time_is_forgotten() -> None:
     pace = learned((100, 5.0), *[(100, 0.01)] * REMEMBERED)
     assert pace.predict(100) == pytest.approx(0.01)
+
+
+def test_what_was_seen_long_ago_can_be_dropped() -> None:
+    now = [0.0]
+    pace = Pace(lambda: now[0])
+    pace.observe(100, 5.0)
+    now[0] = STALE
+    pace.forget_stale()
+    assert pace.predict(100) == pytest.approx(5.0 * CAUTION)
+    pace.observe(100, 0.01)
+    now[0] = STALE + 1
+    pace.forget_stale()
+    assert pace.predict(100) == pytest.approx(0.01 * CAUTION)

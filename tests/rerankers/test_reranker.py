@@ -14,6 +14,7 @@ from hybrid_retrieval import Passage, Reranker
 from hybrid_retrieval.errors import InputError, ModelError, QueryError
 from hybrid_retrieval.kernels import dispatch
 from hybrid_retrieval.ragged import Ragged
+from hybrid_retrieval.rerankers.pace import STALE, Pace
 from tests.rerankers.tiny_reranker import NAN_WORD, description, logit, write_tiny_reranker
 
 native = pytest.mark.skipif(dispatch.variant() == dispatch.NUMPY, reason="needs the compiled kernels")
@@ -219,7 +220,10 @@ def test_truncation_is_chosen_at_loading(folder: Path) -> None:
         ({"window_overlap": -1}, "0 or more"),
         ({"max_passage_tokens": -1}, "0 or more"),
         ({"long_passages": "cut", "max_passage_tokens": 9}, "set max_tokens instead"),
-        ({"cached_pairs": -1}, "0 \\(off\\) or more"),
+        ({"cached_pairs": -1}, "0 or more"),
+        ({"max_tokens": 3}, "at least 16, got 3"),
+        ({"device": "gpu"}, "device must be one of auto, cpu, cuda, got 'gpu'"),
+        ({"backend": "jax"}, "backend must be one of"),
     ],
 )
 def test_impossible_options_are_refused(folder: Path, options: dict[str, Any], message: str) -> None:
@@ -297,6 +301,12 @@ def test_a_passage_that_the_tokenizer_drops_is_scored_as_an_empty_one(reranker: 
     assert empty[0] == pytest.approx(logit([101, *query_ids, 102, 102], len(query_ids) + 2), rel=1e-5)
 
 
+@pytest.mark.parametrize("query", ["\ue000", "\ufffd"])
+def test_a_query_that_the_tokenizer_drops_is_scored_as_an_empty_one(reranker: Reranker, query: str) -> None:
+    logits = reranker.score([(query, passage) for passage in PASSAGES])
+    assert len(set(logits.tolist())) > 1
+
+
 def test_scores_are_remembered_by_tokens_and_change_nothing(folder: Path) -> None:
     plain, caching = Reranker.load(str(folder), cached_pairs=0), Reranker.load(str(folder), cached_pairs=100)
     pairs = [(QUERY, passage) for passage in [*PASSAGES, LONG]]
@@ -343,6 +353,20 @@ def test_a_probe_that_would_not_fit_is_not_begun(folder: Path, monkeypatch: pyte
     assert len(calls) == 3
     reranker.scorer.probe(1e-9)
     assert len(calls) == 3
+
+
+def test_one_slow_batch_does_not_end_probing_for_good(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing fits after it, so nothing would be observed that says otherwise."""
+    reranker = Reranker.load(str(folder))
+    pairs = reranker.pair(QUERY, reranker.tokenize(["a house"]))
+    now = [0.0]
+    reranker.scorer._pace = pace = Pace(lambda: now[0])
+    pace.observe(50, 30.0)
+    reranker.scorer.probe(1)
+    assert reranker.scorer.predict_seconds(pairs) > 1  # type: ignore[operator]
+    now[0] = STALE + 1
+    reranker.scorer.probe(1)
+    assert reranker.scorer.predict_seconds(pairs) < 1  # type: ignore[operator]
 
 
 class OutOfMemoryError(RuntimeError):
