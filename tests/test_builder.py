@@ -21,6 +21,7 @@ from hybrid_retrieval.errors import (
     ArrayError,
     ConfigError,
     CorpusError,
+    IndexDamagedError,
     IndexExistsError,
     IndexNotFoundError,
     ModelError,
@@ -212,6 +213,19 @@ def test_a_failed_build_is_no_index_and_resumes_to_the_same_bytes(tmp_path: Path
         build(tmp_path / "x")
     build(tmp_path / "x", resume=True)
     assert tree(tmp_path / "x") == tree(tmp_path / "whole")
+
+
+@pytest.mark.parametrize(("name", "content"), [("journal.json", b"{}"), ("journal.json", b"]"), ("sample", b"PK")])
+def test_a_damaged_unfinished_build_says_to_start_over(tmp_path: Path, name: str, content: bytes) -> None:
+    with pytest.raises(MemoryError):
+        build(tmp_path / "x", encoder=Failing(1))
+    building = tmp_path / "x" / "building"
+    file = next((building / "sample").iterdir()) if name == "sample" else building / name
+    file.write_bytes(content)
+    with pytest.raises(IndexDamagedError, match=r"damaged.*start over with overwrite"):
+        build(tmp_path / "x", resume=True)
+    build(tmp_path / "x", overwrite=True)
+    assert verify(tmp_path / "x") == []
 
 
 def test_a_build_resumes_only_as_what_it_was(tmp_path: Path) -> None:

@@ -7,10 +7,12 @@ was killed continues with `resume`, and ends in the same bytes as one that was n
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 import os
-from collections.abc import Callable, Iterable
+import zipfile
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -26,6 +28,7 @@ from hybrid_retrieval.config import PipelineConfig
 from hybrid_retrieval.errors import (
     ConfigError,
     CorpusError,
+    IndexDamagedError,
     IndexExistsError,
     InputError,
     ModelError,
@@ -289,14 +292,26 @@ def _save_sample(path: Path, encoded: tuple[Ragged, NDArray[np.int64]]) -> None:
     os.replace(temporary, path)
 
 
+@contextlib.contextmanager
+def _sample(path: Path) -> Iterator[Mapping[str, Any]]:
+    """A file of the sample: reads an array when it is asked for. Raises `IndexDamagedError`."""
+    try:
+        with np.load(path) as kept:
+            yield kept
+    except (zipfile.BadZipFile, ValueError, KeyError, EOFError, OSError) as error:
+        raise IndexDamagedError(
+            f"{path}: the interrupted build is damaged ({error}); start over with overwrite=True"
+        ) from None
+
+
 def _load_sample(path: Path) -> tuple[Ragged, NDArray[np.int64]]:
-    with np.load(path) as kept:
+    with _sample(path) as kept:
         return Ragged(kept["data"], kept["offsets"]), kept["window_offsets"]
 
 
 def _sample_size(path: Path) -> int:
     """Vectors in a file of the sample."""
-    with np.load(path) as kept:  # reads an array when it is asked for
+    with _sample(path) as kept:
         return int(kept["offsets"][-1])
 
 

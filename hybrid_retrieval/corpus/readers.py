@@ -233,7 +233,7 @@ def _parquet_rows(path: Path, pyarrow: Any) -> Iterator[tuple[str, Passage]]:
         with pyarrow.parquet.ParquetFile(path) as file:
             _header(file.schema_arrow.names, str(path))
             for batch in file.iter_batches(batch_size=1024):
-                for record in batch.to_pylist():
+                for record in _records(batch, f"{path}: after row {row}"):
                     row += 1
                     where = f"{path}: row {row}"
                     passage = to_passage(record, where)
@@ -242,6 +242,16 @@ def _parquet_rows(path: Path, pyarrow: Any) -> Iterator[tuple[str, Passage]]:
     except (pyarrow.ArrowException, OSError) as error:
         reason = " ".join(str(error).split())
         raise CorpusError(f"{path}: not a readable Parquet file after row {row} ({reason})") from None
+
+
+def _records(batch: Any, where: str) -> list[dict[str, Any]]:
+    """Parquet does not check that its strings are UTF-8, and knows times that Python's types cannot hold."""
+    try:
+        records: list[dict[str, Any]] = batch.to_pylist()
+    except (ValueError, OverflowError) as error:
+        reason = " ".join(str(error).split())
+        raise CorpusError(f"{where}: a value cannot be read ({reason}); convert or drop its column") from None
+    return records
 
 
 def _plain(value: Any, where: str) -> Any:

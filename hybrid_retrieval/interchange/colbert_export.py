@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hybrid_retrieval.codec import ResidualCodec
-from hybrid_retrieval.errors import IndexExistsError, InputError
+from hybrid_retrieval.errors import IndexDamagedError, IndexExistsError, InputError
 from hybrid_retrieval.interchange.sources import PASSAGE_IDS
 from hybrid_retrieval.interchange.torch_files import Blocks, save_tensors
 from hybrid_retrieval.storage import Segment, Snapshot
@@ -47,18 +48,22 @@ def export_colbert(
     """
     snapshot = Snapshot.open(path)
     _check_expressible(snapshot)
-    folder = Path(os.path.abspath(folder))
+    folder = Path(os.path.realpath(folder))  # of a link, what it leads to is replaced
     _check_target(folder, overwrite)
-    made = folder.with_name(f".{folder.name}.{os.getpid()}.new")
     folder.parent.mkdir(parents=True, exist_ok=True)
-    made.mkdir()
+    work = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    made = work / "new"
     try:
+        made.mkdir()
         _Export(snapshot, made, progress or _silent).run(final=folder)
         sync_files(made)
         _move_into_place(made, folder)
     except BaseException:
         shutil.rmtree(made, ignore_errors=True)  # the first error is the one to report
         raise
+    finally:
+        if not any(work.iterdir()):  # what was there before stays if it could not be put back
+            work.rmdir()
 
 
 def _check_expressible(snapshot: Snapshot) -> None:
@@ -94,7 +99,7 @@ def _check_target(folder: Path, overwrite: bool) -> None:
 
 def _move_into_place(made: Path, folder: Path) -> None:
     """A folder cannot be renamed over a full one: the old one steps aside, and comes back if that was in vain."""
-    aside = made.with_suffix(".old")
+    aside = made.with_name("old")
     if folder.exists():
         os.rename(folder, aside)
     try:
@@ -171,8 +176,16 @@ class _Export:
                 bytes_seen[:] += np.bincount(block.reshape(-1), minlength=256)
                 yield block
 
-        codes = (segment.codes[at : min(at + BLOCK_TOKENS, stop)].astype("<i4") for at in starts)
-        save_tensors(self.folder / f"{number}.codes.pt", Blocks(np.dtype("<i4"), (stop - start,), codes))
+        def codes() -> Iterator[NDArray[np.int32]]:
+            for at in starts:
+                block = segment.codes[at : min(at + BLOCK_TOKENS, stop)]
+                if int(block.max()) >= self.codec.num_centroids:
+                    raise IndexDamagedError(
+                        f"{self.snapshot.path}: a code is not below {self.codec.num_centroids}: the index is damaged"
+                    )
+                yield block.astype("<i4")
+
+        save_tensors(self.folder / f"{number}.codes.pt", Blocks(np.dtype("<i4"), (stop - start,), codes()))
         shape = (stop - start, self.codec.residual_bytes)
         save_tensors(self.folder / f"{number}.residuals.pt", Blocks(np.dtype("u1"), shape, residuals()))
 

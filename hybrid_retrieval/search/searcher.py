@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 Int64 = NDArray[np.int64]
 Float32 = NDArray[np.float32]
 
+# Of a query's vector: products with what an index holds are then far from float32's limit.
+MOST_LENGTH = 1e15
 # Automatic widths: centroids that each query token probes; the best by approximate score, which are scored exactly in
 # any case, and of how many at most the best are found among.
 NPROBE, NPROBE_PER_K = 16, 0.32
@@ -151,7 +153,7 @@ class Searcher:
         check_count("threads", threads, 0, MOST_THREADS)
         threads = threads or available_threads()
         width = Width.chosen(k, num_candidates)
-        nprobe = nprobe or NPROBE + int(NPROBE_PER_K * k)
+        nprobe = min(nprobe or NPROBE + int(NPROBE_PER_K * k), self.snapshot.codec.num_centroids)
         exact = exact or width.first >= self._num_rows
         try:
             if self._device is not None:
@@ -264,9 +266,14 @@ class Searcher:
             raise ArrayError(f"query vectors must be {wanted}, got {query.dtype} of shape {query.shape}")
         if len(query) == 0:
             raise ArrayError(f"query vectors must be {wanted} with at least one row, got none")
-        if not np.isfinite(query).all():
-            raise ArrayError("query vectors must be finite, got a NaN or an infinity")
-        return np.ascontiguousarray(query, np.float32)
+        with np.errstate(over="ignore"):
+            found = np.ascontiguousarray(query, np.float32)
+            lengths = np.sqrt(np.einsum("ld,ld->l", found, found))
+        if not (lengths < MOST_LENGTH).all():  # a NaN is not
+            raise ArrayError(
+                f"query vectors must be finite and shorter than {MOST_LENGTH:.0e}, got one of length {lengths.max()}"
+            )
+        return found
 
     @cached_property
     def _all_rows(self) -> list[Int64]:

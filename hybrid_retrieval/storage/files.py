@@ -76,6 +76,16 @@ def describe(folder: Path) -> dict[str, dict[str, Any]]:
     }
 
 
+def check_size(path: Path, expected: int) -> None:
+    """Raise `IndexDamagedError` for a file that is missing or has another size."""
+    try:
+        size = path.stat().st_size
+    except OSError:
+        raise IndexDamagedError(f"{path}: missing") from None
+    if size != expected:
+        raise IndexDamagedError(f"{path}: {expected} bytes expected, {size} found (truncated or foreign)")
+
+
 def map_array(folder: Path, file: ArrayFile, *, width: int | None = None) -> NDArray[Any]:
     """The array of a file, memory-mapped read-only: [n], or [n, width]. Raises `IndexDamagedError`."""
     path = folder / file.name

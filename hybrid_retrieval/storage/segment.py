@@ -160,8 +160,10 @@ def _offsets(
     offsets = map_array(folder, file)
     if end is None:
         assert data is not None
-        size = (folder / data.name).stat().st_size if (folder / data.name).exists() else 0
-        end = size // data.dtype.itemsize
+        try:
+            end = (folder / data.name).stat().st_size // data.dtype.itemsize
+        except OSError as error:
+            raise IndexDamagedError(f"{folder / data.name}: cannot be read ({error.strerror})") from None
     if len(offsets) != rows + 1 or offsets[0] != 0 or offsets[-1] != end:
         raise IndexDamagedError(
             f"{folder / file.name}: expected {rows + 1} offsets from 0 to {end}, found {len(offsets)}"

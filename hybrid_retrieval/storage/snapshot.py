@@ -10,8 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hybrid_retrieval.codec import ResidualCodec
-from hybrid_retrieval.errors import IndexDamagedError, IndexNotFoundError
+from hybrid_retrieval.errors import ArrayError, IndexDamagedError, IndexNotFoundError
 from hybrid_retrieval.ragged import Ragged
+from hybrid_retrieval.storage.files import check_size
 from hybrid_retrieval.storage.layout import CODEC, VERSIONS, manifest_name
 from hybrid_retrieval.storage.manifest import Manifest, newest_version, require_version
 from hybrid_retrieval.storage.segment import Segment
@@ -133,11 +134,14 @@ class Snapshot:
             return self._rows_by_id.get(passage_id)
 
     def token_vectors(self, row: int) -> list[NDArray[np.float32]]:
-        """Decoded unit vectors of a row: one float32 [Ld, D] a window."""
+        """Decoded unit vectors of a row: one float32 [Ld, D] a window. Raises `IndexDamagedError`."""
         segment, local = self.locate(row)
         windows = range(int(segment.window_offsets[local]), int(segment.window_offsets[local + 1]))
         spans = [slice(int(segment.token_offsets[w]), int(segment.token_offsets[w + 1])) for w in windows]
-        return [self.codec.decode(segment.codes[span], segment.residuals[span]) for span in spans]
+        try:
+            return [self.codec.decode(segment.codes[span], segment.residuals[span]) for span in spans]
+        except ArrayError as error:
+            raise IndexDamagedError(f"{self.path}: row {row} is damaged ({error})") from None
 
     def reranker_tokens(self, rows: NDArray[np.int64]) -> Ragged | None:
         """The reranker's tokens (int32) of rows, in their order; None where the index holds none."""
@@ -164,13 +168,3 @@ def read_manifest(path: Path, version: int) -> Manifest:
     if manifest.version != version:
         raise IndexDamagedError(f"{file}: this is the manifest of version {manifest.version}")
     return manifest
-
-
-def check_size(path: Path, expected: int) -> None:
-    """Raise `IndexDamagedError` for a file that is missing or has another size."""
-    try:
-        size = path.stat().st_size
-    except OSError:
-        raise IndexDamagedError(f"{path}: missing") from None
-    if size != expected:
-        raise IndexDamagedError(f"{path}: {expected} bytes expected, {size} found (truncated or foreign)")

@@ -9,11 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hybrid_retrieval.errors import IndexDamagedError
-from hybrid_retrieval.storage.files import sha256_of
+from hybrid_retrieval.storage.files import check_size, sha256_of
 from hybrid_retrieval.storage.lists import BLOCK_TOKENS, postings
-from hybrid_retrieval.storage.manifest import require_version
+from hybrid_retrieval.storage.manifest import newest_version, require_version
 from hybrid_retrieval.storage.segment import Segment
-from hybrid_retrieval.storage.snapshot import Snapshot, check_size, read_manifest
+from hybrid_retrieval.storage.snapshot import Snapshot, read_manifest
 
 
 def verify(path: str | Path) -> list[str]:
@@ -25,7 +25,14 @@ def verify(path: str | Path) -> list[str]:
     unique.
     """
     path = Path(path)
-    version = require_version(path)
+    while True:
+        version = require_version(path)
+        problems = _problems(path, version)
+        if not problems or newest_version(path) == version:  # else a writer took files away while they were read
+            return problems
+
+
+def _problems(path: Path, version: int) -> list[str]:
     try:
         manifest = read_manifest(path, version)
     except IndexDamagedError as error:

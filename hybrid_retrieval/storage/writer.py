@@ -23,6 +23,7 @@ from hybrid_retrieval.errors import (
 )
 from hybrid_retrieval.storage.files import (
     canonical_json,
+    check_size,
     describe,
     map_array,
     replace_synced,
@@ -32,6 +33,9 @@ from hybrid_retrieval.storage.files import (
 )
 from hybrid_retrieval.storage.lists import write_lists
 from hybrid_retrieval.storage.manifest import Manifest, newest_version
+
+# What every journal holds; a builder adds what it must be continued with.
+JOURNAL_KEYS = frozenset({"corpus", "passages", "chunks", "sizes", "encoder", "reranker", "config"})
 
 
 class IndexWriter:
@@ -94,8 +98,8 @@ class IndexWriter:
             )
         if resume and unfinished:
             self.journal = _read_journal(self.building / layout.JOURNAL)
-        elif self.building.exists():
-            shutil.rmtree(self.building)
+        else:
+            self._clear_building()
         self.building.mkdir(exist_ok=True)
 
     @property
@@ -167,8 +171,19 @@ class IndexWriter:
     def _publish(self, manifest: Manifest) -> None:
         """Move what a manifest names into place, then the manifest itself. May be repeated after any
         interruption."""
-        folders = [folder for folder, _ in manifest.folders(self.path)]
-        for source, target in zip((self.building / "codec", self.building / "segment"), folders, strict=True):
+        versions = self.path / layout.VERSIONS
+        final = versions / layout.manifest_name(manifest.version)
+        sources, folders = (self.building / "codec", self.building / "segment"), list(manifest.folders(self.path))
+        if not final.exists():  # nothing is moved, and nothing replaced, by what is not whole
+            try:
+                for source, (target, files) in zip(sources, folders, strict=True):
+                    for name, facts in files.items():
+                        check_size((source if source.exists() else target) / name, facts["bytes"])
+            except IndexDamagedError as error:
+                raise IndexDamagedError(
+                    f"{error}: the interrupted build is not whole; build again with overwrite"
+                ) from None
+        for source, (target, _) in zip(sources, folders, strict=True):
             target.parent.mkdir(exist_ok=True)
             if source.exists():
                 if target.exists():
@@ -177,10 +192,8 @@ class IndexWriter:
                 sync_folder(target.parent)
             elif not target.exists():
                 raise IndexDamagedError(f"{self.path}: the interrupted build lost {target}; build again with overwrite")
-        versions = self.path / layout.VERSIONS
         versions.mkdir(exist_ok=True)
         sync_folder(self.path)
-        final = versions / layout.manifest_name(manifest.version)
         temporary = self.building / "commit.json"
         write_synced(temporary, manifest.to_bytes())
         try:
@@ -192,10 +205,16 @@ class IndexWriter:
                 ) from None
         sync_folder(versions)
         self._remove_unreferenced(manifest)
-        # The journal goes first: without it what is left is no build that anyone would resume.
-        (self.building / layout.JOURNAL).unlink(missing_ok=True)
-        sync_folder(self.building)
-        shutil.rmtree(self.building)
+        self._clear_building()
+
+    def _clear_building(self) -> None:
+        """Remove building/. What would let another writer go on goes first, the journal before the pending manifest:
+        an interruption leaves files that nobody takes for a build."""
+        if self.building.exists():
+            for name in (layout.JOURNAL, layout.PENDING_MANIFEST):
+                (self.building / name).unlink(missing_ok=True)
+            sync_folder(self.building)
+            shutil.rmtree(self.building)
 
     def _remove_unreferenced(self, manifest: Manifest) -> None:
         keep = {folder for folder, _ in manifest.folders(self.path)}
@@ -210,8 +229,7 @@ class IndexWriter:
     def discard(self) -> None:
         """Remove the unfinished build, and the folder itself where this writer made it and nothing else is in
         it."""
-        if self.building.exists():
-            shutil.rmtree(self.building)
+        self._clear_building()
         if self.committed_version is None:
             (self.path / layout.LOCK).unlink(missing_ok=True)
             if self._made_folder:
@@ -269,7 +287,7 @@ def _read_journal(path: Path) -> dict[str, Any]:
         journal = json.loads(path.read_bytes())
     except ValueError:
         raise IndexDamagedError(f"{path}: the journal is damaged; start over with overwrite=True") from None
-    if not isinstance(journal, dict):
+    if not isinstance(journal, dict) or not journal.keys() >= JOURNAL_KEYS:
         raise IndexDamagedError(f"{path}: the journal is damaged; start over with overwrite=True")
     return journal
 

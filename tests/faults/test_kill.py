@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from hybrid_retrieval.errors import IndexNotFoundError
+from hybrid_retrieval.errors import IndexDamagedError, IndexExistsError, IndexNotFoundError
 from hybrid_retrieval.storage import Snapshot, verify
 from tests.support import tree
 from tests.test_builder import build
@@ -55,12 +55,12 @@ def after(count, function, kill):
     return wrapped
 
 {moment}
-build(Path(sys.argv[1]))
+build(Path(sys.argv[1]), {options})
 """
 
 
-def build_and_die(path: Path, moment: str) -> None:
-    code = PROGRAM.replace("{moment}", MOMENTS[moment])
+def build_and_die(path: Path, moment: str, options: str = "") -> None:
+    code = PROGRAM.replace("{moment}", moment).replace("{options}", options)
     run = subprocess.run([sys.executable, "-c", code, str(path)], cwd=ROOT, capture_output=True, text=True)
     assert run.returncode == -signal.SIGKILL, run.stderr
 
@@ -75,7 +75,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
 @pytest.mark.parametrize("moment", MOMENTS)
 def test_killed_and_resumed_is_as_if_never_killed(tmp_path: Path, moment: str, whole: dict[str, bytes]) -> None:
     path = tmp_path / "x"
-    build_and_die(path, moment)
+    build_and_die(path, MOMENTS[moment])
     if moment == "after the link":
         assert verify(path) == []  # the commit had happened
     else:
@@ -89,14 +89,14 @@ def test_killed_and_resumed_is_as_if_never_killed(tmp_path: Path, moment: str, w
 @pytest.mark.parametrize("moment", ["between the two moves", "after the moves, before the link"])
 def test_killed_in_the_commit_and_started_over(tmp_path: Path, moment: str, whole: dict[str, bytes]) -> None:
     path = tmp_path / "x"
-    build_and_die(path, moment)
+    build_and_die(path, MOMENTS[moment])
     build(path, overwrite=True)
     assert tree(path) == whole
 
 
 def test_a_commit_that_only_lacked_its_end_is_not_built_again(tmp_path: Path, whole: dict[str, bytes]) -> None:
     path = tmp_path / "x"
-    build_and_die(path, "between the two moves")
+    build_and_die(path, MOMENTS["between the two moves"])
     build(path, resume=True, overwrite=True)
     assert tree(path) == whole
 
@@ -105,13 +105,51 @@ def test_a_replacement_killed_in_its_commit_leaves_the_old_index(tmp_path: Path)
     path = tmp_path / "x"
     build(path)
     before = Snapshot.open(path).manifest
-    code = PROGRAM.replace("{moment}", MOMENTS["after the moves, before the link"]).replace(
-        "build(Path(sys.argv[1]))", "build(Path(sys.argv[1]), overwrite=True)"
-    )
-    run = subprocess.run([sys.executable, "-c", code, str(path)], cwd=ROOT, capture_output=True, text=True)
-    assert run.returncode == -signal.SIGKILL, run.stderr
+    build_and_die(path, MOMENTS["after the moves, before the link"], "overwrite=True")
     assert Snapshot.open(path).manifest == before
     assert verify(path) == []
     build(path, resume=True)
+    assert Snapshot.open(path).manifest.version == 2
+    assert verify(path) == []
+
+
+REMOVING = f"""
+def rmtree(folder, *_):
+    (Path(folder) / "segment" / {{gone!r}}).unlink()
+    ({KILL})()
+writer.shutil = Proxy(writer.shutil, rmtree=rmtree)
+"""
+
+
+@pytest.mark.parametrize(
+    ("moment", "gone"), [("before anything is moved", "codes.uint32"), ("before the journal of a chunk", "ids.uint8")]
+)
+@pytest.mark.parametrize("options", [{}, {"resume": True}, {"overwrite": True}])
+def test_killed_while_an_unfinished_build_is_removed(
+    tmp_path: Path, moment: str, gone: str, options: dict[str, bool]
+) -> None:
+    """The old index stays, or a whole one takes its place: what is left over is not taken for a build."""
+    path = tmp_path / "x"
+    build(path)
+    build_and_die(path, MOMENTS[moment], "overwrite=True")
+    build_and_die(path, REMOVING.format(gone=gone), "overwrite=True")
+    assert verify(path) == []
+    try:
+        build(path, **options)
+    except IndexExistsError:
+        assert not options
+    assert verify(path) == []
+
+
+def test_a_pending_version_that_is_not_whole_replaces_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "x"
+    build(path)
+    build_and_die(path, MOMENTS["before anything is moved"], "overwrite=True")
+    (path / "building" / "segment" / "codes.uint32").unlink()
+    for options in ({}, {"resume": True}):
+        with pytest.raises(IndexDamagedError, match=r"codes.uint32: missing.*build again with overwrite"):
+            build(path, **options)
+        assert verify(path) == []
+    build(path, overwrite=True)
     assert Snapshot.open(path).manifest.version == 2
     assert verify(path) == []

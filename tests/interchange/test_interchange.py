@@ -22,6 +22,7 @@ from hybrid_retrieval.config import IndexConfig, PipelineConfig
 from hybrid_retrieval.errors import (
     CorpusError,
     HybridRetrievalError,
+    IndexDamagedError,
     IndexExistsError,
     IndexNotFoundError,
     InputError,
@@ -107,6 +108,33 @@ def test_export_and_import_change_nothing(
             expected, found = (index.search(vectors[row], k=60, exact=exact) for index in (original, back))
             assert found.ids == expected.ids
             np.testing.assert_array_equal(found.scores, expected.scores)
+
+
+def test_what_a_killed_export_left_is_in_nobodys_way(original: Index, tmp_path: Path) -> None:
+    (tmp_path / f".colbert.{os.getpid()}.new").mkdir()
+    export_colbert(original.path, tmp_path / "colbert")
+    made, plain = (tmp_path / name for name in ("colbert", f".colbert.{os.getpid()}.new"))
+    assert made.stat().st_mode == plain.stat().st_mode
+    assert set(tmp_path.iterdir()) == {made, plain}
+
+
+def test_an_export_over_a_link_replaces_what_it_leads_to(original: Index, exported: Path, tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(exported)
+    (exported / "passage_ids.json").write_text("[]")
+    export_colbert(original.path, tmp_path / "link", overwrite=True)
+    assert (tmp_path / "link").is_symlink()
+    assert json.loads((exported / "passage_ids.json").read_text())
+
+
+def test_a_damaged_code_is_not_exported(original: Index, tmp_path: Path) -> None:
+    index = Path(shutil.copytree(original.path, tmp_path / "index"))
+    (codes,) = index.glob("segments/*/codes.uint32")
+    values = np.fromfile(codes, "<u4")
+    values[3] = 0x7FFFFFFF
+    values.tofile(codes)
+    with pytest.raises(IndexDamagedError, match="a code is not below"):
+        export_colbert(index, tmp_path / "colbert")
+    assert [entry.name for entry in tmp_path.iterdir()] == ["index"]
 
 
 def test_the_same_index_gives_the_same_files(original: Index, tmp_path: Path) -> None:

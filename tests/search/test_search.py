@@ -133,9 +133,10 @@ def test_default_search_finds_what_exact_search_finds_with_the_very_scores(searc
     assert found >= 0.95 * k * 15
 
 
+@either_size
 def test_probing_every_centroid_and_keeping_all_candidates_is_exact(searcher: Searcher) -> None:
     query = query_for(5)
-    pruned = searcher.search(query, k=50, nprobe=10**6, num_candidates=599)
+    pruned = searcher.search(query, k=50, nprobe=2**64, num_candidates=599)
     exact = searcher.search(query, k=50, exact=True)
     np.testing.assert_array_equal(pruned[0], exact[0])
     np.testing.assert_array_equal(pruned[1], exact[1])
@@ -299,6 +300,8 @@ def test_a_missing_similarity_is_bounded_by_the_last_probed_centroid(searcher: S
         (np.zeros((2, 64), np.int32), "float array"),
         (np.zeros((0, 64), np.float32), "at least one row"),
         (np.full((2, 64), np.nan, np.float32), "finite"),
+        (np.full((2, 64), 3e38, np.float32), "shorter than 1e"),
+        (np.full((2, 64), 1e40), "shorter than 1e"),
         ([[0.0] * 64], "got list"),
     ],
 )

@@ -24,6 +24,7 @@ from hybrid_retrieval.errors import (
 from hybrid_retrieval.storage import IndexWriter, Manifest, Snapshot, verify
 from hybrid_retrieval.storage.lists import write_lists
 from hybrid_retrieval.storage.manifest import pack_deleted, unpack_deleted
+from hybrid_retrieval.storage.snapshot import read_manifest
 from tests.support import HashEncoder, HashTokenizer, make_passages, tree
 
 ROOT = Path(__file__).parents[2]
@@ -181,6 +182,29 @@ def test_verify_sees_codes_beyond_the_centroids(index: Path) -> None:
     values.tofile(codes)
     rewrite_manifest(index, codes)
     assert any("codes are not all below" in problem for problem in verify(index))
+
+
+def test_token_vectors_of_a_damaged_code_are_the_indexs_fault(index: Path) -> None:
+    codes = segment_folder(index) / "codes.uint32"
+    values = np.fromfile(codes, "<u4")
+    values[0] = 0x7FFFFFFF
+    values.tofile(codes)
+    with pytest.raises(IndexDamagedError, match="row 0 is damaged"):
+        Snapshot.open(index).token_vectors(0)
+
+
+def test_verify_starts_over_where_the_index_is_replaced_meanwhile(index: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read = read_manifest
+
+    def replaced(path: Path, version: int) -> Manifest:
+        manifest = read(path, version)
+        if version == 1:
+            build_index(make_passages(5, seed=9), index, encoder=HashEncoder(), overwrite=True)
+        return manifest
+
+    monkeypatch.setattr(sys.modules[verify.__module__], "read_manifest", replaced)
+    assert verify(index) == []
+    assert Snapshot.open(index).manifest.version == 2
 
 
 def test_verify_sees_ids_that_repeat(index: Path) -> None:
