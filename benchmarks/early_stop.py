@@ -50,10 +50,9 @@ def score(name: str, index: Path, folder: Path, split: str, depth: int, queries:
         best = np.sort(list(relevant.values()))[::-1][:10]
         ideal[i] = float((best / np.log2(np.arange(2, len(best) + 2))).sum())
         print(f"\r{name}: {i + 1} of {len(asked)} queries", end="", file=sys.stderr)
-    weight = pipeline.reranker.fusion_weight if pipeline.reranker else None
-    np.savez(
-        out / f"{name}.npz", maxsim=maxsim, logits=logits, gains=gains, ideal=ideal, weight=weight if weight else 0.0
-    )
+    weight = pipeline.reranker.fusion_weight if pipeline.reranker else 0.0
+    weight = -1.0 if weight is None else weight  # by the logit alone
+    np.savez(out / f"{name}.npz", maxsim=maxsim, logits=logits, gains=gains, ideal=ideal, weight=weight)
     print(f"\r{name}: {len(asked)} queries in {time.perf_counter() - start:.0f} s", file=sys.stderr)
 
 

@@ -43,8 +43,10 @@ def trained(path: Path) -> dict[str, Any]:
 
 class FloatEncoder(EncoderBackend):
     def __init__(self, base: BaseModel, work: Path) -> None:
-        self._model = upper_recipe.untrained(base, torch.load(work / "projection.pt", weights_only=True))
-        upper_recipe.Upper(self._model, half=False).load_state_dict(trained(work / "upper.ckpt"))
+        projection = torch.load(work / "projection.pt", weights_only=True)["weight"]
+        model = upper_recipe.untrained(base, projection)
+        upper_recipe.Upper(model, half=False).load_state_dict(trained(work / "upper.ckpt"))
+        self._model = upper_recipe.rotated(model, seed=0)  # what the weights of query tokens were learned on
 
     def forward(self, ids: NDArray[np.int64], mask: NDArray[np.int64]) -> NDArray[np.float32]:
         with torch.inference_mode():
@@ -55,7 +57,7 @@ class FloatEncoder(EncoderBackend):
 class FloatReranker(RerankerBackend):
     def __init__(self, base: BaseModel, work: Path) -> None:
         self._model = modules.CrossEncoder(modules.Trunk(base))
-        self._model.load_state_dict(trained(work / "reranker.ckpt"))
+        self._model.load_state_dict(trained(work / "second-round.ckpt"))
 
     def forward(
         self, ids: NDArray[np.int64], mask: NDArray[np.int64], types: NDArray[np.int64] | None

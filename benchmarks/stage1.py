@@ -31,10 +31,13 @@ OURS, EXACT = "hybrid-retrieval", "hybrid-retrieval-exact"
 
 def encoded(name: str, folder: Path, work: Path, queries: int, passages: int, titles: bool) -> Path:
     """The vectors of a collection, from the cache or from the embedded encoder."""
-    path = work / f"{name}-{queries}-{passages}.npz"
+    from hybrid_retrieval import Encoder
+
+    encoder = Encoder.load("embedded")
+    read = f"{'titles-' if titles else ''}{encoder.identity[:8]}"
+    path = work / f"{name}-{queries}-{passages}-{read}.npz"
     if path.exists():
         return path
-    from hybrid_retrieval import Encoder
     from hybrid_retrieval.corpus.queries import read_qrels, read_queries
 
     judged = folder / "qrels" / "test.tsv"
@@ -49,7 +52,6 @@ def encoded(name: str, folder: Path, work: Path, queries: int, passages: int, ti
         if not judged.exists() or any(p in position for p in qrels.get(query.query_id, {}))
     ]
     asked = random.Random(0).sample(asked, min(queries, len(asked)))
-    encoder = Encoder.load("embedded")
     texts = [f"{row['title']} {row['text']}" if titles and row.get("title") else row["text"] for row in rows]
     parts, lengths = [], []
     for start in range(0, len(texts), 256):

@@ -245,6 +245,11 @@ class Index:
         return self._snapshot.manifest.version
 
     @property
+    def identity(self) -> str:
+        """SHA-256 (hex) of what it holds: the same for the same content, whatever its version and folder."""
+        return self._snapshot.identity
+
+    @property
     def encoder(self) -> str | None:
         """Name of the encoder; None for an index made from vectors."""
         return None if self._snapshot.encoder is None else str(self._snapshot.encoder["name"])

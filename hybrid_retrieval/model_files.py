@@ -42,7 +42,7 @@ def resolve(model: str, revision: str | None = None) -> Path:
         return cached
     try:
         return _snapshot(model, revision, local=False)
-    except (OSError, ValueError, RuntimeError) as error:
+    except Exception as error:  # those of the hub's HTTP library have no other class in common
         reason = type(error).__name__
         wanted = f" --revision {revision}" if revision else ""
         raise ModelNotFoundError(

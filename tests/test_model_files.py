@@ -48,6 +48,18 @@ def test_a_hub_id_is_looked_up_in_the_cache_and_then_on_the_hub(no_hub: list[Any
     assert no_hub == [("BAAI/bge-reranker-v2-m3", None, True)]
 
 
+def test_whatever_the_hubs_client_raises_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    class ProxyError(Exception):
+        """As HTTP libraries have it: of no class that others share."""
+
+    def snapshot(model: str, revision: str | None, *, local: bool) -> Path:
+        raise OSError("not cached") if local else ProxyError("403 Forbidden")
+
+    monkeypatch.setattr(model_files, "_snapshot", snapshot)
+    with pytest.raises(ModelNotFoundError, match="did not give it \\(ProxyError\\)"):
+        model_files.resolve("owner/name")
+
+
 def test_a_cached_model_needs_no_network(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").write_bytes(b"")
 

@@ -39,6 +39,8 @@ def load_pylate(folder: Path) -> tuple[Any, Any, EncodingConvention, Any, list[A
         raise ModelError(
             f"{folder}: expected a transformer and dense projections, got also {', '.join(other) or 'no Dense'}"
         )
+    if any(getattr(module, "use_residual", False) for module in dense):
+        raise ModelError(f"{folder}: a Dense of it adds its input to its output, which this release does not know")
     layers = [layer for module in dense for layer in (module.linear, module.activation_function)]
     if masks and (masks[0].keep_only_token_ids is not None or list(masks[0].skiplist_tasks) != ["document"]):
         raise ModelError(f"{folder}: its MultiVectorMask has settings that this release does not know")

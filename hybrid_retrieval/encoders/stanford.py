@@ -41,7 +41,10 @@ def load_stanford(folder: Path) -> tuple[Any, Any, EncodingConvention, Any, list
     except (OSError, ValueError, KeyError) as error:
         raise ModelError(f"{folder}: its config.json is not usable ({' '.join(str(error).split())})") from None
     own = {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
-    lost = [name for name in trunk.load_state_dict(own, strict=False).missing_keys if not _unused(name)]
+    try:
+        lost = [name for name in trunk.load_state_dict(own, strict=False).missing_keys if not _unused(name)]
+    except RuntimeError as error:
+        raise ModelError(f"{folder}: its weights do not fit its config.json ({' '.join(str(error).split())})") from None
     if lost:
         raise ModelError(f"{folder}: {len(lost)} weights are missing, first {lost[0]}")
     linear = torch.nn.Linear(projection.shape[1], projection.shape[0], bias=False)

@@ -53,9 +53,7 @@ def score_dataset(
         identity={
             "encoder": pipeline.encoder.identity,
             "reranker": reranker.identity,
-            "passages": index.passages,
-            "tokens": index.tokens,
-            "nbits": index.nbits,
+            "index": index.identity,
             **_settings_of_scores(pipeline.config),
         },
         store=store,

@@ -39,13 +39,20 @@ def evaluate(
     qrels: Mapping[str, Mapping[str, int]],
     measures: str | Sequence[Any],
 ) -> dict[str, float]:
-    """Each measure's mean over all queries of the qrels: one that the run skipped counts as 0.
+    """Each measure over all queries of the qrels, of which one that the run skipped counts as 0; aggregated as
+    ir-measures does, by the mean, and counts such as NumRet by the sum.
 
     run: query id -> passage id -> score. It is ordered by score, ties as the run lists them, whichever tie
     rule a measure's own implementation has. measures: text, or what `parse_measures` gave.
     """
-    values = per_query(run, qrels, measures)
-    return {name: math.fsum(scores.values()) / len(qrels) for name, scores in values.items()}
+    wanted = parse_measures(measures) if isinstance(measures, str) else list(measures)
+    values = per_query(run, qrels, wanted)
+    found = {}
+    for measure in wanted:
+        scores = values[str(measure)].values()
+        sums = isinstance(measure.aggregator(), _ir_measures().measures.SumAgg)
+        found[str(measure)] = math.fsum(scores) / (1 if sums else len(qrels))
+    return found
 
 
 def per_query(
@@ -63,8 +70,9 @@ def per_query(
     ranked = {query_id: _by_rank(scores) for query_id, scores in run.items() if query_id in qrels and scores}
     judged = {query_id: dict(qrels[query_id]) for query_id in ranked}
     if ranked:
-        for metric in ir_measures.iter_calc(wanted, judged, ranked):
-            values[str(metric.measure)][metric.query_id] = float(metric.value)
+        for measure in wanted:  # apart: of two that differ in a parameter, pytrec_eval would give one for both
+            for metric in ir_measures.iter_calc([measure], judged, ranked):
+                values[str(measure)][metric.query_id] = float(metric.value)
     return values
 
 

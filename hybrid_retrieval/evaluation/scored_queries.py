@@ -103,16 +103,18 @@ def _judged(row: Mapping[str, Any], dataset: Dataset) -> ScoredQuery:
 
 
 def _read(path: Path, header: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """query id -> line. Makes the file where there is none; cuts a last line that an interruption left torn."""
+    """query id -> line. Makes the file where there is none; cuts a last line that an interruption left torn. A file of
+    anything else is left as it is."""
+    begin = json.dumps(header).encode() + b"\n"
     try:
         content = path.read_bytes() if path.exists() else b""
-        whole = content[: content.rfind(b"\n") + 1]
-        lines = [json.loads(line) for line in whole.decode("utf-8").splitlines()]
-        if not lines:
-            path.write_text(json.dumps(header) + "\n", encoding="utf-8")
+        if begin.startswith(content):
+            path.write_bytes(begin)
             return {}
-        if len(whole) < len(content):
-            path.write_bytes(whole)
+        whole = content[: content.rfind(b"\n") + 1]
+        lines = [json.loads(line) for line in whole.split(b"\n")[:-1]]
+        if not lines:
+            raise ValueError("it has no line of its own kind")
     except OSError as error:
         raise ConfigError(f"{path}: scores cannot be kept there ({error.strerror or error})") from None
     except ValueError as error:
@@ -127,4 +129,6 @@ def _read(path: Path, header: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
         )
     if damaged := [number for number, row in enumerate(lines[1:], 2) if set(row) != _KEYS]:
         raise CorpusError(f"{path}:{damaged[0]}: expected the keys {', '.join(sorted(_KEYS))}")
+    if len(whole) < len(content):
+        path.write_bytes(whole)
     return {row["query_id"]: row for row in lines[1:]}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import threading
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 from hybrid_retrieval.codec import ResidualCodec
 from hybrid_retrieval.errors import ArrayError, IndexDamagedError, IndexNotFoundError
 from hybrid_retrieval.ragged import Ragged
-from hybrid_retrieval.storage.files import check_size
+from hybrid_retrieval.storage.files import canonical_json, check_size
 from hybrid_retrieval.storage.layout import CODEC, VERSIONS, manifest_name
 from hybrid_retrieval.storage.manifest import Manifest, newest_version, require_version
 from hybrid_retrieval.storage.segment import Segment
@@ -92,6 +93,12 @@ class Snapshot:
     def dimensions(self) -> int:
         """D."""
         return self.codec.dimensions
+
+    @property
+    def identity(self) -> str:
+        """SHA-256 (hex) over the checksums of the files, the codec's and each segment's, and over what is deleted."""
+        segments = [[entry["files"], entry["deleted"]] for entry in self.manifest.segments]
+        return hashlib.sha256(canonical_json([self.manifest.codec["files"], segments])).hexdigest()
 
     @property
     def encoder(self) -> dict[str, Any] | None:

@@ -134,20 +134,16 @@ def run(
 def _encoder(setting: Setting, dimensions: int, projection_steps: int, upper_steps: int) -> bool:
     """Train the projection, export it on the base, train the upper layers on the exported layers' states, export."""
     base, work, seed = setting.base, setting.work, setting.seed
-    path = work / "projection.pt"
-    if setting.resume and path.exists():
-        encoder = upper_recipe.untrained(base, torch.load(path, weights_only=True))
+    path, pairs, sentences = work / "projection.pt", setting.drawn(data.WEIGHTS), setting.bitext(110, {}, 0)
+    made_of = hashlib.sha256(repr((dimensions, projection_steps, seed, pairs, sentences)).encode()).hexdigest()
+    known = torch.load(path, weights_only=True) if setting.resume and path.exists() else {}
+    if known.get("made_of") == made_of:
+        encoder = upper_recipe.untrained(base, known["weight"])
     else:
         encoder = projection_recipe.train_projection(
-            base,
-            setting.drawn(data.WEIGHTS),
-            setting.bitext(110, {}, 0),
-            per_weight=45,
-            dimensions=dimensions,
-            steps=projection_steps,
-            seed=seed,
+            base, pairs, sentences, per_weight=45, dimensions=dimensions, steps=projection_steps, seed=seed
         )
-        torch.save(encoder.projection.weight.detach(), path)
+        torch.save({"weight": encoder.projection.weight.detach(), "made_of": made_of}, path)
     write_encoder(base, arrays(encoder), work / "untrained", ENCODER)
     recipe = upper_recipe
     drawn = setting.drawn(recipe.FILES)
@@ -157,7 +153,8 @@ def _encoder(setting: Setting, dimensions: int, projection_steps: int, upper_ste
     hosts = [pair.passage for name in recipe.HOSTS for pair in drawn[name]]
     sources |= recipe.stated(bitext[1::2], hosts, seed=seed)
     material = recipe.gather(work / "untrained", sources, bitext[0::2], work, threads=setting.threads)
-    done = recipe.train_upper(encoder, material, setting.course(upper_steps, "upper.ckpt"))
+    made_of = _made_of(work / "untrained", (seed, sources, bitext))
+    done = recipe.train_upper(encoder, material, setting.course(upper_steps, "upper.ckpt", made_of))
     if done:
         trained = arrays(upper_recipe.rotated(encoder, seed))
         write_encoder(base, trained, work / "unweighted", ENCODER)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import string
 from pathlib import Path
 from typing import Any
@@ -64,6 +65,18 @@ def test_settings_that_cannot_be_followed_are_refused(tmp_path: Path) -> None:
     config = next((tmp_path / "saved").glob("*MultiVectorMask/config.json"))
     config.write_text('{"skiplist_words": [], "skiplist_tasks": ["query", "document"], "keep_only_token_ids": null}')
     with pytest.raises(ModelError, match="MultiVectorMask"):
+        Encoder.load(str(tmp_path / "saved"))
+
+
+def test_a_dense_with_a_residual_is_refused(tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    save(tmp_path, expansion=None, skiplist=[])
+    file = next((tmp_path / "saved").glob("*_Dense/config.json"))
+    file.write_text(json.dumps({**json.loads(file.read_text()), "use_residual": True}))
+    weights = load_file(file.with_name("model.safetensors"))
+    save_file({**weights, "residual.weight": weights["linear.weight"].clone()}, file.with_name("model.safetensors"))
+    with pytest.raises(ModelError, match="adds its input to its output"):
         Encoder.load(str(tmp_path / "saved"))
 
 

@@ -157,6 +157,10 @@ def test_missing_weights_are_named(tmp_path: Path) -> None:
     save_file({key: value for key, value in state.items() if key != "linear.weight"}, folder / "model.safetensors")
     with pytest.raises(ModelError, match=r"linear\.weight"):
         Encoder.load(str(folder))
+    other = {key: value[:-1] if key.endswith("word_embeddings.weight") else value for key, value in state.items()}
+    save_file({key: value.contiguous() for key, value in other.items()}, folder / "model.safetensors")
+    with pytest.raises(ModelError, match="do not fit its config"):
+        Encoder.load(str(folder))
     (folder / "model.safetensors").write_bytes(b"damaged")
     with pytest.raises(ModelError, match="not readable as weights"):
         Encoder.load(str(folder))

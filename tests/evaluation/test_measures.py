@@ -76,6 +76,23 @@ def test_queries_without_judgements_do_not_count() -> None:
     assert evaluate(run, QRELS, "nDCG@10 RR") == {"nDCG@10": 1.0, "RR": 1.0}
 
 
+def test_measures_that_differ_in_a_parameter_alone_are_computed_apart() -> None:
+    run, qrels = {"1": {"a": 2.0, "b": 1.0}}, {"1": {"a": 1, "b": 2}}
+    plain, other = "nDCG@10", "nDCG(gains={1: 5})@10"
+    for text in (f"{plain} {other}", f"{other} {plain}"):
+        found = evaluate(run, qrels, text)
+        assert len(found) == 2
+        for name in (plain, other):
+            (value,) = evaluate(run, qrels, name).values()
+            assert found[str(parse_measures(name)[0])] == value > 0
+
+
+def test_counts_are_summed_as_ir_measures_does() -> None:
+    run = {"1": {"a": 1.0, "b": 0.5}, "2": {"a": 1.0}}
+    qrels = {"1": {"a": 1}, "2": {"b": 1}, "3": {"a": 1, "b": 1}}
+    assert evaluate(run, qrels, "NumRet NumRet(rel=1)") == {"NumRet": 3, "NumRet(rel=1)": 1}
+
+
 @pytest.mark.parametrize("order", ["xp", "px"])
 def test_ties_stand_as_the_run_lists_them_for_every_measure(order: str) -> None:
     run = {"b": dict.fromkeys(order, 1.0)}

@@ -87,6 +87,14 @@ def test_an_interrupted_run_goes_on_where_it_stopped(dataset: Dataset, tmp_path:
     assert len(score(third, dataset, store)) == 20 and third.calls == []
 
 
+def test_a_question_with_an_exotic_line_end_is_read_back(dataset: Dataset, tmp_path: Path) -> None:
+    asked = [Query(query.query_id, f"{query.text}\u2028\x85") for query in dataset.queries]
+    other = Dataset(dataset.folder, "train", tuple(asked), dataset.qrels)
+    score(Reversing(PASSAGES), other, tmp_path / "scores.jsonl")
+    again = Reversing(PASSAGES)
+    assert len(score(again, other, tmp_path / "scores.jsonl")) == 20 and again.calls == []
+
+
 def test_a_question_with_other_words_is_scored_anew(dataset: Dataset, tmp_path: Path) -> None:
     score(Reversing(PASSAGES), dataset, tmp_path / "scores.jsonl")
     other = Dataset(dataset.folder, "train", (Query("q0", "word7"), *dataset.queries[1:]), dataset.qrels)
@@ -119,6 +127,11 @@ def test_scores_of_another_run_and_other_files_are_refused(dataset: Dataset, tmp
         store.write_text(line + "\n")
         with pytest.raises(CorpusError, match=message):
             score(Reversing(PASSAGES), dataset, store)
+    for content in ("a note", '{"_id": "q"}\n{"_id": "r"}'):  # without an end of line, as after an interruption
+        store.write_text(content)
+        with pytest.raises(CorpusError):
+            score(Reversing(PASSAGES), dataset, store)
+        assert store.read_text() == content
     store.unlink()
     score(Reversing(PASSAGES), dataset, store, count=2)
     with store.open("a") as stream:
