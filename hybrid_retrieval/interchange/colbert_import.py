@@ -1,7 +1,9 @@
-"""An index of another engine becomes one of ours: same codes, same residuals, same codec, so the same scores."""
+"""An index of another engine becomes one of ours: same codes, same residuals, same codec, so the same scores of the
+same query vectors."""
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Callable, Iterator
 from itertools import islice
@@ -16,8 +18,11 @@ from hybrid_retrieval.config import EncoderConfig, IndexConfig, PipelineConfig, 
 from hybrid_retrieval.corpus.lines import read_lines
 from hybrid_retrieval.errors import CorpusError, InputError
 from hybrid_retrieval.interchange.sources import Chunk, SourceIndex, StoredArray, open_source, read_ids
+from hybrid_retrieval.model_files import read_json
 from hybrid_retrieval.storage import IndexWriter, SegmentWriter
 from hybrid_retrieval.storage.layout import PASSAGE_FILES, VECTOR_FILES
+
+logger = logging.getLogger(__name__)
 
 Progress = Callable[[str, int, int], None]
 
@@ -40,7 +45,8 @@ def import_colbert(
     Nothing is decoded or quantised anew; inverted lists are rebuilt. A passage's id is its number there ("0",
     "1", ...), or what `export_colbert` left beside it. collection: the passages' texts (see `read_collection`);
     without it texts are empty. The index takes any encoder of its dimensions; its configuration names the checkpoint
-    that colbert-ai built it with, where that is known. progress: called with (step, done, total).
+    that colbert-ai built it with, where that is known; where the index was made for queries encoded otherwise than that
+    checkpoint says, a warning tells it. progress: called with (step, done, total).
 
     Raises `IndexNotFoundError` and `InputError` for what is wrong in `folder`, `CorpusError` for the collection,
     and what `IndexWriter` raises; none of them leaves anything at `path` that was not there before.
@@ -48,6 +54,7 @@ def import_colbert(
     source = open_source(Path(folder))
     ids = _ids(source)
     encoder = _encoder(source.checkpoint)
+    _compare_query_settings(source)
     index = IndexConfig(nbits=source.codec.nbits, centroids=source.codec.num_centroids)
     config = PipelineConfig(encoder=encoder, index=index, reranker=RerankerConfig(model="none"))
     with IndexWriter.create(path, overwrite=overwrite) as writer:
@@ -69,6 +76,23 @@ def _encoder(checkpoint: str | None) -> EncoderConfig:
     if cached is None:
         return EncoderConfig(model=checkpoint)
     return EncoderConfig(model=f"{cached[1]}/{cached[2]}", revision=cached[3])
+
+
+def _compare_query_settings(source: SourceIndex) -> None:
+    """Warn where the checkpoint, if it is here, says otherwise than the index how queries are encoded."""
+    metadata = Path(source.checkpoint or "") / "artifact.metadata"
+    if source.checkpoint is None or not metadata.exists():
+        return
+    own = read_json(metadata)
+    for key, value in source.query_settings.items():
+        if key in own and own[key] != value:
+            logger.warning(
+                "%s was made for queries with %s %r, its checkpoint says %r: they are encoded as the checkpoint says",
+                source.folder,
+                key,
+                value,
+                own[key],
+            )
 
 
 def _copy(

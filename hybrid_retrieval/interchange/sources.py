@@ -22,6 +22,7 @@ from hybrid_retrieval.interchange.torch_files import open_tensor, open_tensors
 from hybrid_retrieval.kernels.reference import NBITS
 
 PASSAGE_IDS = "passage_ids.json"
+QUERY_SETTINGS = ("query_maxlen", "attend_to_mask_tokens", "query_token_id")
 
 
 class StoredArray(Protocol):
@@ -86,12 +87,14 @@ class Chunk:
 
 @dataclass(frozen=True, slots=True)
 class SourceIndex:
-    """An opened index. checkpoint: the encoder's name as its maker knew it, or None."""
+    """An opened index. checkpoint: the encoder's name as its maker knew it, or None. query_settings: those of
+    `QUERY_SETTINGS` that colbert-ai kept with it, and would encode queries with."""
 
     folder: Path
     codec: ResidualCodec
     chunks: tuple[Chunk, ...]
     checkpoint: str | None
+    query_settings: dict[str, Any]
 
     @property
     def num_passages(self) -> int:
@@ -134,7 +137,9 @@ def open_source(folder: Path) -> SourceIndex:
         raise InputError(f"{folder / 'metadata.json'}: expected num_chunks of at least 1, got {num_chunks!r}")
     chunks = tuple(_chunk(folder, number, torch_layout, codec) for number in range(num_chunks))
     checkpoint = config.get("checkpoint")
-    source = SourceIndex(folder, codec, chunks, checkpoint if isinstance(checkpoint, str) and checkpoint else None)
+    name = checkpoint if isinstance(checkpoint, str) and checkpoint else None
+    settings = {key: config[key] for key in QUERY_SETTINGS if key in config}
+    source = SourceIndex(folder, codec, chunks, name, settings)
     if source.num_tokens == 0:
         raise InputError(f"{folder}: expected at least one token vector, got none: there is nothing to import")
     return source

@@ -259,6 +259,19 @@ def test_a_model_from_the_hubs_cache_keeps_its_name(exported: Path, tmp_path: Pa
     assert (encoder["model"], encoder["revision"]) == ("colbert-ir/colbertv2.0", revision)
 
 
+def test_queries_that_colbert_would_encode_otherwise_are_told_of(
+    exported: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "checkpoint").mkdir()
+    (tmp_path / "checkpoint" / "artifact.metadata").write_text('{"query_maxlen": 32, "attend_to_mask_tokens": false}')
+    metadata = json.loads((exported / "metadata.json").read_text())
+    own = {"checkpoint": str(tmp_path / "checkpoint"), "query_maxlen": 64, "attend_to_mask_tokens": False}
+    metadata["config"] |= own
+    (exported / "metadata.json").write_text(json.dumps(metadata))
+    import_colbert(exported, tmp_path / "index")
+    assert len(caplog.messages) == 1 and "query_maxlen 64, its checkpoint says 32" in caplog.messages[0]
+
+
 def test_npy_folders_of_fast_plaid(original: Index, tmp_path: Path) -> None:
     snapshot = Snapshot.open(original.path)
     (segment,) = snapshot.segments
