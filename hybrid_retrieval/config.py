@@ -23,8 +23,8 @@ Device = Literal["auto", "cpu", "cuda"]
 Backend = Literal["auto", "native", "onnx", "torch"]
 DType = Literal["auto", "float32", "float16", "bfloat16", "int8"]
 
-# What PyYAML lets through of a date without such a day, a number without digits, and so on.
-_OF_SCALARS = (ValueError, KeyError, AttributeError, OverflowError)
+# What PyYAML lets through of a date without such a day, a number without digits, a tag on what it does not fit.
+_OF_SCALARS = (ValueError, TypeError, LookupError, AttributeError, OverflowError)
 
 MOST_THREADS = 1024
 """More is a slip of the pen, and would exhaust the system's threads."""

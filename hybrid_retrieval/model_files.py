@@ -37,9 +37,9 @@ def resolve(model: str, revision: str | None = None) -> Path:
         raise ModelNotFoundError(
             f"no model '{model}': expected 'embedded', an existing folder, or a hub id such as 'owner/name'"
         )
-    cached = _cached(model, revision)
-    if cached is not None:
-        return cached
+    here = cached(model, revision)
+    if here is not None:
+        return here
     try:
         return _snapshot(model, revision, local=False)
     except Exception as error:  # those of the hub's HTTP library have no other class in common
@@ -61,7 +61,7 @@ def is_local(model: str) -> bool:
     """Whether `resolve` would find the model without a network."""
     if model == EMBEDDED or (model and Path(model).is_dir()):
         return True
-    return _cached(model, None) is not None
+    return cached(model, None) is not None
 
 
 def kind_of(folder: Path) -> Kind:
@@ -133,7 +133,7 @@ def fingerprint(files: Iterable[Path], *facts: Any) -> str:
     return digest.hexdigest()
 
 
-def _cached(model: str, revision: str | None) -> Path | None:
+def cached(model: str, revision: str | None) -> Path | None:
     """The hub's local copy, if it holds weights: other libraries leave copies of a tokenizer alone."""
     try:
         folder = _snapshot(model, revision, local=True)

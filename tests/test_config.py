@@ -82,7 +82,19 @@ def test_a_whole_number_stands_for_a_float_and_empty_sections_for_their_defaults
 
 
 @pytest.mark.parametrize(
-    "text", ["a: [1", "\x00", "- 1\n- 2", "a: b: c", "a: 2024-13-45", "a: 0x_", "a: !!timestamp x", "a: !!bool x"]
+    "text",
+    [
+        "a: [1",
+        "\x00",
+        "- 1\n- 2",
+        "a: b: c",
+        "a: 2024-13-45",
+        "a: 0x_",
+        "a: !!timestamp x",
+        "a: !!bool x",
+        "a: !!int _",
+        "a: !!map [b]",
+    ],
 )
 def test_an_unreadable_file_is_one_clear_line(tmp_path: Path, text: str) -> None:
     path = tmp_path / "broken.yaml"

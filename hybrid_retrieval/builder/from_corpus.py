@@ -298,7 +298,7 @@ def _sample(path: Path) -> Iterator[Mapping[str, Any]]:
     try:
         with np.load(path) as kept:
             yield kept
-    except (zipfile.BadZipFile, ValueError, KeyError, EOFError, OSError) as error:
+    except (zipfile.BadZipFile, ValueError, KeyError, EOFError) as error:
         raise IndexDamagedError(
             f"{path}: the interrupted build is damaged ({error}); start over with overwrite=True"
         ) from None

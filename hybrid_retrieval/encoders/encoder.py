@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import itertools
 import logging
+import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -57,7 +59,7 @@ class Encoder:
     @classmethod
     def load(
         cls,
-        model: str = "embedded",
+        model: str | Path = "embedded",
         *,
         revision: str | None = None,
         backend: Literal["auto", "native", "onnx", "torch"] = "auto",
@@ -74,6 +76,7 @@ class Encoder:
         `encode_query` remembers, 0 none. Raises `ModelNotFoundError`, `ModelError`, `ConfigError` for an impossible
         option, or `OptionalDependencyError` where the model needs torch.
         """
+        model = os.fspath(model)
         EncoderConfig(  # refuses what is impossible
             model=model,
             revision=revision,

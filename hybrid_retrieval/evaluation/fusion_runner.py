@@ -112,13 +112,18 @@ def fit_dataset(
 
 
 def _settings_of_scores(config: PipelineConfig) -> dict[str, Any]:
-    """What of a configuration decides which candidates are scored, and how."""
-    search, reranker = config.search, config.reranker
-    names = ("dtype", "truncation", "max_tokens", "long_passages", "window_overlap", "max_passage_tokens")
+    """What of a configuration decides which candidates are scored, and how; of devices and backends, how it rounds."""
     return {
-        "search.exact": search.exact,
-        "search.nprobe": search.nprobe,
-        **{f"reranker.{name}": getattr(reranker, name) for name in names},
+        f"{section}.{name}": getattr(getattr(config, section), name)
+        for section, names in {
+            "encoder": ("backend", "device", "dtype"),
+            "search": ("device", "exact", "nprobe"),
+            "reranker": (
+                *("backend", "device", "dtype", "truncation"),
+                *("max_tokens", "long_passages", "window_overlap", "max_passage_tokens"),
+            ),
+        }.items()
+        for name in names
     }
 
 

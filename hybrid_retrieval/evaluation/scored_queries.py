@@ -130,5 +130,8 @@ def _read(path: Path, header: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     if damaged := [number for number, row in enumerate(lines[1:], 2) if set(row) != _KEYS]:
         raise CorpusError(f"{path}:{damaged[0]}: expected the keys {', '.join(sorted(_KEYS))}")
     if len(whole) < len(content):
-        path.write_bytes(whole)
+        try:
+            path.write_bytes(whole)
+        except OSError as error:
+            raise ConfigError(f"{path}: scores cannot be kept there ({error.strerror or error})") from None
     return {row["query_id"]: row for row in lines[1:]}

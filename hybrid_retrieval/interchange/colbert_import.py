@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 from hybrid_retrieval.builder.from_vectors import check_ids
 from hybrid_retrieval.config import EncoderConfig, IndexConfig, PipelineConfig, RerankerConfig
 from hybrid_retrieval.corpus.lines import read_lines
-from hybrid_retrieval.errors import CorpusError, InputError
+from hybrid_retrieval.errors import CorpusError, InputError, ModelError
 from hybrid_retrieval.interchange.sources import Chunk, SourceIndex, StoredArray, open_source, read_ids
-from hybrid_retrieval.model_files import read_json
+from hybrid_retrieval.model_files import cached, read_json
 from hybrid_retrieval.storage import IndexWriter, SegmentWriter
 from hybrid_retrieval.storage.layout import PASSAGE_FILES, VECTOR_FILES
 
@@ -54,7 +54,7 @@ def import_colbert(
     source = open_source(Path(folder))
     ids = _ids(source)
     encoder = _encoder(source.checkpoint)
-    _compare_query_settings(source)
+    _compare_query_settings(source, encoder)
     index = IndexConfig(nbits=source.codec.nbits, centroids=source.codec.num_centroids)
     config = PipelineConfig(encoder=encoder, index=index, reranker=RerankerConfig(model="none"))
     with IndexWriter.create(path, overwrite=overwrite) as writer:
@@ -78,12 +78,16 @@ def _encoder(checkpoint: str | None) -> EncoderConfig:
     return EncoderConfig(model=f"{cached[1]}/{cached[2]}", revision=cached[3])
 
 
-def _compare_query_settings(source: SourceIndex) -> None:
+def _compare_query_settings(source: SourceIndex, encoder: EncoderConfig) -> None:
     """Warn where the checkpoint, if it is here, says otherwise than the index how queries are encoded."""
-    metadata = Path(source.checkpoint or "") / "artifact.metadata"
-    if source.checkpoint is None or not metadata.exists():
+    if source.checkpoint is None:
         return
-    own = read_json(metadata)
+    try:
+        here = Path(source.checkpoint)
+        folder = here if here.is_dir() else cached(encoder.model, encoder.revision)
+        own = read_json(folder / "artifact.metadata") if folder is not None else {}
+    except (OSError, ModelError):  # no checkpoint of colbert-ai that could be read: nothing to compare with
+        return
     for key, value in source.query_settings.items():
         if key in own and own[key] != value:
             logger.warning(

@@ -58,11 +58,15 @@ class PairConvention:
         """Tokens that the markers take."""
         return len(self.prefix_ids) + len(self.middle_ids) + len(self.suffix_ids)
 
+    def as_text(self, ids: NDArray[np.int32]) -> NDArray[np.int32]:
+        """A text's ids, markers in it replaced where `unknown_id` says so."""
+        if self.unknown_id is None:
+            return ids
+        marks = [*self.prefix_ids, *self.middle_ids, *self.suffix_ids]
+        return np.where(np.isin(ids, marks), np.int32(self.unknown_id), ids)
+
     def join(self, query: Ids, passage: Ids) -> NDArray[np.int32]:
         """The pair's ids; both parts must have been cut to fit."""
-        if self.unknown_id is not None:
-            marks = [*self.prefix_ids, *self.middle_ids, *self.suffix_ids]
-            query, passage = (np.where(np.isin(part, marks), self.unknown_id, part) for part in (query, passage))
         return np.concatenate([self.prefix_ids, query, self.middle_ids, passage, self.suffix_ids], dtype=np.int32)
 
     def passage_start(self, num_query_tokens: int) -> int:

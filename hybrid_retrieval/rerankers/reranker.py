@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -73,7 +75,7 @@ class Reranker:
     @classmethod
     def load(
         cls,
-        model: str = "embedded",
+        model: str | Path = "embedded",
         *,
         revision: str | None = None,
         backend: Literal["auto", "native", "onnx", "torch"] = "auto",
@@ -100,6 +102,7 @@ class Reranker:
         that are remembered, 0 none. Raises `ModelNotFoundError`, `ModelError`, `ConfigError` for an impossible option,
         or `OptionalDependencyError` where the model needs torch.
         """
+        model = os.fspath(model)
         RerankerConfig(  # refuses what is impossible
             model=model,
             revision=revision,
@@ -203,6 +206,8 @@ class Reranker:
         check_query(query)
         # int32 even where the tokenizer drops all of the query
         query_ids = np.array(self._tokenizer.encode(query, add_special_tokens=False).ids, np.int32)
+        query_ids = self._convention.as_text(query_ids)
+        passages = Ragged(self._convention.as_text(passages.data), passages.offsets)
         room, longest = (n - self._convention.num_specials for n in (self.max_tokens, self.longest_tokens))
         rows: list[NDArray[np.int32]] = []
         starts: list[int] = []

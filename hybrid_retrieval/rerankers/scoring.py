@@ -87,8 +87,8 @@ class PairScorer:
         return max(ends)
 
     def probe(self, seconds: float) -> None:
-        """Learn the pace from two tiny batches, after one to warm up, whose time tells nothing; none is begun that is
-        known not to fit in `seconds`, by what was observed of late."""
+        """Learn the pace from two tiny batches, after one to warm up, whose time tells nothing unless it took all there
+        was; none is begun that is known not to fit in `seconds`, by what was observed of late."""
         ends = time.perf_counter() + seconds
         for length, learned in ((4, False), (4, True), (16, True)):
             rows = [self._convention.join(self._word * length, self._word * length)] * self.lanes
@@ -97,7 +97,10 @@ class PairScorer:
                 if not self._fits([len(row) for row in rows], ends):
                     return
             starts = [self._convention.passage_start(len(self._word) * length)] * self.lanes
+            began = time.perf_counter()
             self._forward(rows, starts, learned=learned)
+            if not learned and time.perf_counter() >= ends:  # or every query would warm up anew
+                self._pace.observe(self._cost_tokens([len(row) for row in rows]), time.perf_counter() - began)
 
     def cache_info(self) -> CacheInfo:
         """Hits, misses, entries, capacity. A passage in windows counts once for each."""

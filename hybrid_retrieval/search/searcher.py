@@ -136,12 +136,12 @@ class Searcher:
     ) -> list[Found]:
         """For each query the k best passages, best first, ties by row.
 
-        queries: float [Lq, D] each, finite. exact: score every passage. nprobe: centroids that each query token
-        probes, 0 chooses from k. num_candidates: passages that are scored exactly, never fewer than k; 0 chooses from
-        k and from what they score (`_needed`; on CUDA from k alone). threads: at most 1,024, 0 means
-        every core; on a CPU they share out the queries, and what is over works within one. n is k or, where there are
-        fewer, the number of passages that have vectors. Scores are the true MaxSim over the compressed vectors in
-        either mode.
+        queries: float [Lq, D] each, of vectors shorter than `MOST_LENGTH`. exact: score every passage. nprobe:
+        centroids that each query token probes, 0 chooses from k. num_candidates: passages that are scored exactly,
+        never fewer than k; 0 chooses from k and from what they score (`_needed`; on CUDA from k alone). threads: at
+        most 1,024, 0 means every core; on a CPU they share out the queries, and what is over works within one. n is k
+        or, where there are fewer, the number of passages that have vectors. Scores are the true MaxSim over the
+        compressed vectors in either mode.
         bound: also work out for how large a share of the hits it is sure that exhaustive search returns them
         (`search.bounds`), which reads every code and, the first time, decodes every token; else the bound is None.
         Raises `QueryError` and `ArrayError`.

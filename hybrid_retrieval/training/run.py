@@ -137,7 +137,7 @@ def _encoder(setting: Setting, dimensions: int, projection_steps: int, upper_ste
     path, pairs, sentences = work / "projection.pt", setting.drawn(data.WEIGHTS), setting.bitext(110, {}, 0)
     made_of = hashlib.sha256(repr((dimensions, projection_steps, seed, pairs, sentences)).encode()).hexdigest()
     known = torch.load(path, weights_only=True) if setting.resume and path.exists() else {}
-    if known.get("made_of") == made_of:
+    if isinstance(known, dict) and known.get("made_of") == made_of:
         encoder = upper_recipe.untrained(base, known["weight"])
     else:
         encoder = projection_recipe.train_projection(

@@ -64,11 +64,11 @@ def test_conventions_come_from_the_tokenizers_own_template() -> None:
 
 def test_a_marker_inside_a_text_is_one_only_where_the_model_says_nothing() -> None:
     values = {"prefix_ids": [0], "middle_ids": [2, 2], "suffix_ids": [2], "pad_id": 1}
-    query, passage = [0, 7, 2], np.array([2, 9, 1], np.int32)
-    kept = PairConvention.from_dict(values, "reranker.json").join(query, passage)
-    assert kept.tolist() == [0, 0, 7, 2, 2, 2, 2, 9, 1, 2]
-    read = PairConvention.from_dict({**values, "unknown_id": 3}, "reranker.json").join(query, passage)
-    assert read.tolist() == [0, 3, 7, 3, 2, 2, 3, 9, 1, 2] and read.dtype == np.int32
+    text = np.array([0, 7, 2, 9, 1], np.int32)
+    kept = PairConvention.from_dict(values, "reranker.json")
+    assert kept.as_text(text).tolist() == [0, 7, 2, 9, 1]
+    read = PairConvention.from_dict({**values, "unknown_id": 3}, "reranker.json").as_text(text)
+    assert read.tolist() == [3, 7, 3, 9, 1] and read.dtype == np.int32
 
 
 def test_a_tokenizer_without_a_template_is_refused() -> None:
