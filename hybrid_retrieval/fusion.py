@@ -257,10 +257,6 @@ class Fusion:
         known = self.fitted.calibration.probabilities(final, evidence(logits, head))
         return np.concatenate([known, np.full(len(tail), np.nan, np.float32)])
 
-    def probabilities_unknown(self, candidates: int) -> NDArray[np.float32] | None:
-        """Where stage 2 was to run and had no time: NaN of each, float32 [N]; None without a fitted fusion."""
-        return None if self.fitted is None else np.full(candidates, np.nan, np.float32)
-
     def notes(self, rescored: int) -> tuple[str, ...]:
         """What a reader of the scores should know. rescored: how many candidates stage 2 scored."""
         if self.fitted is None:

@@ -29,17 +29,13 @@ def resolve(model: str, revision: str | None = None) -> Path:
     model: `embedded`, an existing folder, or a hub id `owner/name` (with an optional revision), which is looked up in
     the local cache first and then downloaded. Raises `ModelNotFoundError` with a line that says how to get it.
     """
-    if model == EMBEDDED:
-        return EMBEDDED_FOLDER
-    if model and Path(model).is_dir():  # Path("") would be the working directory
-        return Path(model)
-    if not _HUB_ID.fullmatch(model) or Path(model).exists():
+    here = local_folder(model, revision)
+    if here is not None:
+        return here
+    if not _is_hub_id(model):
         raise ModelNotFoundError(
             f"no model '{model}': expected 'embedded', an existing folder, or a hub id such as 'owner/name'"
         )
-    here = cached(model, revision)
-    if here is not None:
-        return here
     try:
         return _snapshot(model, revision, local=False)
     except Exception as error:  # those of the hub's HTTP library have no other class in common
@@ -57,11 +53,18 @@ def lasting_name(model: str) -> str:
     return str(Path(model).resolve()) if is_folder else model
 
 
+def local_folder(model: str, revision: str | None = None) -> Path | None:
+    """The folder of a model that `resolve` finds without a network, or None."""
+    if model == EMBEDDED:
+        return EMBEDDED_FOLDER
+    if model and Path(model).is_dir():  # Path("") would be the working directory
+        return Path(model)
+    return _cached(model, revision) if _is_hub_id(model) else None
+
+
 def is_local(model: str) -> bool:
     """Whether `resolve` would find the model without a network."""
-    if model == EMBEDDED or (model and Path(model).is_dir()):
-        return True
-    return cached(model, None) is not None
+    return local_folder(model) is not None
 
 
 def kind_of(folder: Path) -> Kind:
@@ -133,7 +136,11 @@ def fingerprint(files: Iterable[Path], *facts: Any) -> str:
     return digest.hexdigest()
 
 
-def cached(model: str, revision: str | None) -> Path | None:
+def _is_hub_id(model: str) -> bool:
+    return _HUB_ID.fullmatch(model) is not None and not Path(model).exists()
+
+
+def _cached(model: str, revision: str | None) -> Path | None:
     """The hub's local copy, if it holds weights: other libraries leave copies of a tokenizer alone."""
     try:
         folder = _snapshot(model, revision, local=True)

@@ -266,8 +266,9 @@ class Pipeline:
         if not work.scored:
             chosen = np.arange(min(k, len(candidates.rows)))
             notes = _ending(work, deadline_ms)
-            unknown = self.fusion.probabilities_unknown(len(candidates.rows))
-            return self._ranking(candidates, chosen, candidates.scores[chosen], None, unknown, rescored=0, notes=notes)
+            scores = candidates.scores
+            unknown = self.fusion.probabilities(work.logits, scores, scores)
+            return self._ranking(candidates, chosen, scores[chosen], None, unknown, rescored=0, notes=notes)
         scores, order = fuse(self.fusion.weight, work.logits, candidates.scores)
         probabilities = self.fusion.probabilities(work.logits, scores, candidates.scores)
         logits = np.full(len(candidates.rows), np.nan, np.float32)

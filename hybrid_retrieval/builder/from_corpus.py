@@ -112,9 +112,14 @@ class _Build:
     def run(self, writer: IndexWriter, corpus: Iterable[Passage]) -> None:
         """All steps, each from where an interrupted build left it."""
         journal = writer.journal
+        begun = {**self.keys, "corpus": None, "passages": 0, "chunks": 0, "sizes": {}}
         if journal is None:
-            journal = {**self.keys, "corpus": None, "passages": 0, "chunks": 0, "sizes": {}}
+            journal = begun
             writer.save_journal(journal)
+        elif not journal.keys() >= begun.keys():
+            raise IndexDamagedError(
+                f"{writer.path}: the journal of the interrupted build is damaged; start over with overwrite=True"
+            )
         else:
             self._check_same(journal, f"the interrupted build of {writer.path}")
         if journal["corpus"] is None:

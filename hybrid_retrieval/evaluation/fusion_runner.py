@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Any
 
 from hybrid_retrieval.config import FusionConfig, PipelineConfig
 from hybrid_retrieval.corpus.dataset import Dataset
@@ -16,6 +15,14 @@ from hybrid_retrieval.fusion import FORMAT, FittedOn, FusionFile
 from hybrid_retrieval.index import Index
 from hybrid_retrieval.pipeline import Pipeline
 from hybrid_retrieval.rerankers import Reranker
+
+# What of a configuration decides which candidates are scored and how; of devices and backends, how it rounds.
+DECIDE_SCORES = (
+    *(("encoder", key) for key in ("backend", "device", "dtype")),
+    *(("search", key) for key in ("device", "exact", "nprobe")),
+    *(("reranker", key) for key in ("backend", "device", "dtype", "truncation", "max_tokens")),
+    *(("reranker", key) for key in ("long_passages", "window_overlap", "max_passage_tokens")),
+)
 
 
 def open_both_stages(config: PipelineConfig, index: str | Path | Index) -> Pipeline:
@@ -44,7 +51,7 @@ def score_dataset(
     """
     if num_candidates is not None and num_candidates < 2:
         raise ConfigError(f"num_candidates must be at least 2, or there is nothing to order, got {num_candidates}")
-    reranker, index = _reranker_of(pipeline), pipeline.index
+    reranker, settings = _reranker_of(pipeline), pipeline.config.to_dict()
     return score_queries(
         pipeline,
         dataset,
@@ -53,8 +60,8 @@ def score_dataset(
         identity={
             "encoder": pipeline.encoder.identity,
             "reranker": reranker.identity,
-            "index": index.identity,
-            **_settings_of_scores(pipeline.config),
+            "index": pipeline.index.identity,
+            **{f"{section}.{key}": settings[section][key] for section, key in DECIDE_SCORES},
         },
         store=store,
         progress=progress,
@@ -109,22 +116,6 @@ def fit_dataset(
     used = num_candidates or pipeline.config.search.num_candidates
     on = FittedOn(dataset.folder.resolve().name, dataset.split, len(queries), used, seed)
     return fit, fit_to_file(fit, pipeline, on)
-
-
-def _settings_of_scores(config: PipelineConfig) -> dict[str, Any]:
-    """What of a configuration decides which candidates are scored, and how; of devices and backends, how it rounds."""
-    return {
-        f"{section}.{name}": getattr(getattr(config, section), name)
-        for section, names in {
-            "encoder": ("backend", "device", "dtype"),
-            "search": ("device", "exact", "nprobe"),
-            "reranker": (
-                *("backend", "device", "dtype", "truncation"),
-                *("max_tokens", "long_passages", "window_overlap", "max_passage_tokens"),
-            ),
-        }.items()
-        for name in names
-    }
 
 
 def _reranker_of(pipeline: Pipeline) -> Reranker:

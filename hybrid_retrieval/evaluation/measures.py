@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import logging
-import math
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -49,9 +48,10 @@ def evaluate(
     values = per_query(run, qrels, wanted)
     found = {}
     for measure in wanted:
-        scores = values[str(measure)].values()
-        sums = isinstance(measure.aggregator(), _ir_measures().measures.SumAgg)
-        found[str(measure)] = math.fsum(scores) / (1 if sums else len(qrels))
+        aggregator = measure.aggregator()
+        for value in values[str(measure)].values():
+            aggregator.add(value)
+        found[str(measure)] = float(aggregator.result())
     return found
 
 

@@ -112,14 +112,21 @@ def _read(path: Path, header: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
             path.write_bytes(begin)
             return {}
         whole = content[: content.rfind(b"\n") + 1]
-        lines = [json.loads(line) for line in whole.split(b"\n")[:-1]]
-        if not lines:
-            raise ValueError("it has no line of its own kind")
+        found = _rows(whole, path, header)
+        if len(whole) < len(content):
+            path.write_bytes(whole)
     except OSError as error:
         raise ConfigError(f"{path}: scores cannot be kept there ({error.strerror or error})") from None
+    return found
+
+
+def _rows(content: bytes, path: Path, header: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """The lines behind the header, by query id. Raises `CorpusError` where `content` is not of this header."""
+    try:
+        lines = [json.loads(line) for line in content.split(b"\n")[:-1]]
     except ValueError as error:
         raise CorpusError(f"{path}: not a file of scores ({error})") from None
-    if not all(isinstance(line, dict) for line in lines):
+    if not lines or not all(isinstance(line, dict) for line in lines):
         raise CorpusError(f"{path}: not a file of scores (a line is no JSON object)")
     if lines[0] != header:
         differing = sorted(key for key in {*header, *lines[0]} if lines[0].get(key) != header.get(key))
@@ -129,9 +136,4 @@ def _read(path: Path, header: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
         )
     if damaged := [number for number, row in enumerate(lines[1:], 2) if set(row) != _KEYS]:
         raise CorpusError(f"{path}:{damaged[0]}: expected the keys {', '.join(sorted(_KEYS))}")
-    if len(whole) < len(content):
-        try:
-            path.write_bytes(whole)
-        except OSError as error:
-            raise ConfigError(f"{path}: scores cannot be kept there ({error.strerror or error})") from None
     return {row["query_id"]: row for row in lines[1:]}

@@ -18,7 +18,7 @@ from hybrid_retrieval.config import EncoderConfig, IndexConfig, PipelineConfig, 
 from hybrid_retrieval.corpus.lines import read_lines
 from hybrid_retrieval.errors import CorpusError, InputError, ModelError
 from hybrid_retrieval.interchange.sources import Chunk, SourceIndex, StoredArray, open_source, read_ids
-from hybrid_retrieval.model_files import cached, read_json
+from hybrid_retrieval.model_files import local_folder, read_json
 from hybrid_retrieval.storage import IndexWriter, SegmentWriter
 from hybrid_retrieval.storage.layout import PASSAGE_FILES, VECTOR_FILES
 
@@ -54,7 +54,8 @@ def import_colbert(
     source = open_source(Path(folder))
     ids = _ids(source)
     encoder = _encoder(source.checkpoint)
-    _compare_query_settings(source, encoder)
+    if source.checkpoint is not None:
+        _compare_query_settings(source, encoder)
     index = IndexConfig(nbits=source.codec.nbits, centroids=source.codec.num_centroids)
     config = PipelineConfig(encoder=encoder, index=index, reranker=RerankerConfig(model="none"))
     with IndexWriter.create(path, overwrite=overwrite) as writer:
@@ -72,20 +73,17 @@ def _encoder(checkpoint: str | None) -> EncoderConfig:
     """The configuration of an encoder by colbert-ai's name for it."""
     if checkpoint is None:
         return EncoderConfig()
-    cached = _HUB_CACHE.search(checkpoint)
-    if cached is None:
+    named = _HUB_CACHE.search(checkpoint)
+    if named is None:
         return EncoderConfig(model=checkpoint)
-    return EncoderConfig(model=f"{cached[1]}/{cached[2]}", revision=cached[3])
+    return EncoderConfig(model=f"{named[1]}/{named[2]}", revision=named[3])
 
 
 def _compare_query_settings(source: SourceIndex, encoder: EncoderConfig) -> None:
     """Warn where the checkpoint, if it is here, says otherwise than the index how queries are encoded."""
-    if source.checkpoint is None:
-        return
     try:
-        here = Path(source.checkpoint)
-        folder = here if here.is_dir() else cached(encoder.model, encoder.revision)
-        own = read_json(folder / "artifact.metadata") if folder is not None else {}
+        folder = local_folder(encoder.model, encoder.revision)
+        own = {} if folder is None else read_json(folder / "artifact.metadata")
     except (OSError, ModelError):  # no checkpoint of colbert-ai that could be read: nothing to compare with
         return
     for key, value in source.query_settings.items():

@@ -66,7 +66,7 @@ class NativeRerankerBackend(RerankerBackend):
         end = first + int(np.argmax(ids[first:] == marks.middle_ids[0]))
         unit = states / np.linalg.norm(states, axis=1, keepdims=True)
         passage = unit[end + len(marks.middle_ids) : len(ids) - len(marks.suffix_ids)]
-        if not len(passage) or end == first:
+        if not len(passage):
             return np.float32(-1)
         gate = states[first:end] @ self._gate[0] + self._gate_bias[0]
         weights = np.exp(-np.logaddexp(np.float32(0), -gate))  # the sigmoid, without overflow

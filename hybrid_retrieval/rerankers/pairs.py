@@ -25,7 +25,7 @@ Ids = Sequence[int] | NDArray[np.int32]
 class PairConvention:
     """prefix + query + middle + passage + suffix. token_types: 0 up to the passage, 1 from its first token (BERT).
 
-    unknown_id: what a marker that is written inside a text is read as (a page's ``<s>`` struck out ``</s>``), needed by
+    unknown_id: what a marker that is written inside a text is read as (a page's `<s>struck out</s>`), needed by
     a head that finds query and passage by their markers; None leaves it a marker, as FlagReranker does.
     """
 

@@ -90,41 +90,41 @@ class PairScorer:
         """Learn the pace from two tiny batches, after one to warm up, whose time tells nothing unless it took all there
         was; none is begun that is known not to fit in `seconds`, by what was observed of late."""
         ends = time.perf_counter() + seconds
-        for length, learned in ((4, False), (4, True), (16, True)):
+        for length, warms_up in ((4, True), (4, False), (16, False)):
             rows = [self._convention.join(self._word * length, self._word * length)] * self.lanes
-            if not self._fits([len(row) for row in rows], ends):
+            tokens = self._cost_tokens([len(row) for row in rows])
+            if not self._fits(tokens, ends):
                 self._pace.forget_stale()
-                if not self._fits([len(row) for row in rows], ends):
+                if not self._fits(tokens, ends):
                     return
-            starts = [self._convention.passage_start(len(self._word) * length)] * self.lanes
-            began = time.perf_counter()
-            self._forward(rows, starts, learned=learned)
-            if not learned and time.perf_counter() >= ends:  # or every query would warm up anew
-                self._pace.observe(self._cost_tokens([len(row) for row in rows]), time.perf_counter() - began)
+            _, took = self._run(rows, [self._convention.passage_start(len(self._word) * length)] * self.lanes)
+            if not warms_up or time.perf_counter() >= ends:  # else every query of no time would warm up anew
+                self._pace.observe(tokens, took)
 
     def cache_info(self) -> CacheInfo:
         """Hits, misses, entries, capacity. A passage in windows counts once for each."""
         return self._cache.info()
 
-    def _fits(self, lengths: Sequence[int], ends: float) -> bool:
+    def _fits(self, tokens: int, ends: float) -> bool:
         """Whether a batch is not known to last beyond `ends`, on `time.perf_counter`."""
-        left = ends - time.perf_counter()
-        predicted = self._pace.predict(self._cost_tokens(lengths))
+        left, predicted = ends - time.perf_counter(), self._pace.predict(tokens)
         return left > 0 and (predicted is None or predicted <= left)
 
-    def _forward(
-        self, rows: Sequence[NDArray[np.int32]], starts: Sequence[int], *, learned: bool = True
-    ) -> NDArray[np.float32]:
-        """Logits [B] of one batch. learned: whether the pace learns from how long it took."""
+    def _forward(self, rows: Sequence[NDArray[np.int32]], starts: Sequence[int]) -> NDArray[np.float32]:
+        """Logits [B] of one batch; how long it took is learned."""
+        logits, took = self._run(rows, starts)
+        self._pace.observe(self._cost_tokens([len(row) for row in rows]), took)
+        return logits
+
+    def _run(self, rows: Sequence[NDArray[np.int32]], starts: Sequence[int]) -> tuple[NDArray[np.float32], float]:
+        """Logits [B] of one batch, and the seconds that the backend took."""
         ids, mask = pad(rows, self._convention.pad_id)
         types = None
         if self._convention.token_types:
             types = (np.arange(ids.shape[1]) >= np.array(starts)[:, None]).astype(np.int64) * mask
         began = time.perf_counter()
         logits = self.backend.forward(ids, mask, types)
-        if learned:
-            self._pace.observe(self._cost_tokens([len(row) for row in rows]), time.perf_counter() - began)
-        return logits
+        return logits, time.perf_counter() - began
 
     def _cost_tokens(self, lengths: Sequence[int]) -> int:
         """Tokens of a batch as it is paid for: every row as the longest, and every lane busy to the end."""

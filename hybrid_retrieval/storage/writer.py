@@ -34,9 +34,6 @@ from hybrid_retrieval.storage.files import (
 from hybrid_retrieval.storage.lists import write_lists
 from hybrid_retrieval.storage.manifest import Manifest, newest_version
 
-# What every journal holds; a builder adds what it must be continued with.
-JOURNAL_KEYS = frozenset({"corpus", "passages", "chunks", "sizes", "encoder", "reranker", "config"})
-
 
 class IndexWriter:
     """Everything is written under building/ and moved into place by `commit`.
@@ -287,7 +284,7 @@ def _read_journal(path: Path) -> dict[str, Any]:
         journal = json.loads(path.read_bytes())
     except ValueError:
         raise IndexDamagedError(f"{path}: the journal is damaged; start over with overwrite=True") from None
-    if not isinstance(journal, dict) or not journal.keys() >= JOURNAL_KEYS:
+    if not isinstance(journal, dict):
         raise IndexDamagedError(f"{path}: the journal is damaged; start over with overwrite=True")
     return journal
 

@@ -248,13 +248,8 @@ def _reranker(setting: Setting, steps: int, second_steps: int, weight: float) ->
 
 def _second_round(setting: Setting, model: CrossEncoder, steps: int) -> bool:
     """Learn lexicons and rank passages with the encoder in ``out``, train ``model`` on."""
-    recipe, upper, tokenizer, out, seed = (
-        second_round_recipe,
-        upper_recipe,
-        setting.tokenizer,
-        setting.out,
-        setting.seed,
-    )
+    recipe, upper = second_round_recipe, upper_recipe
+    tokenizer, out, seed = setting.tokenizer, setting.out, setting.seed
     drawn = setting.drawn(upper.FILES)
     unseen = _unseen(setting, drawn)
     sources = {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -377,10 +378,14 @@ def test_one_slow_batch_does_not_end_probing_for_good(counted: tuple[Reranker, l
     assert pace.predict(50) < 10  # type: ignore[operator]
 
 
-def test_what_is_too_slow_even_for_a_probe_is_tried_once(counted: tuple[Reranker, list[int]]) -> None:
+def test_what_is_too_slow_even_for_a_probe_is_tried_once(
+    counted: tuple[Reranker, list[int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
     reranker, calls = counted
+    forward = reranker.scorer.backend.forward
+    monkeypatch.setattr(reranker.scorer.backend, "forward", lambda *batch: time.sleep(0.3) or forward(*batch))
     for _ in range(5):
-        reranker.scorer.probe(1e-5)
+        reranker.scorer.probe(0.2)
     assert len(calls) == 1
 
 

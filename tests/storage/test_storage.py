@@ -193,6 +193,19 @@ def test_token_vectors_of_a_damaged_code_are_the_indexs_fault(index: Path) -> No
         Snapshot.open(index).token_vectors(0)
 
 
+def test_an_identity_is_that_of_the_content(index: Path) -> None:
+    first = Snapshot.open(index)
+    for seed, same in ((None, True), (9, False)):
+        passages = PASSAGES if seed is None else make_passages(len(PASSAGES), seed=seed)
+        config = PipelineConfig(index=IndexConfig(chunk_passages=16, window_overlap=2))
+        build_index(
+            passages, index, encoder=HashEncoder(), reranker_tokenizer=HashTokenizer(), config=config, overwrite=True
+        )
+        again = Snapshot.open(index)
+        assert again.manifest.version > first.manifest.version
+        assert (again.identity == first.identity) is same
+
+
 def test_verify_starts_over_where_the_index_is_replaced_meanwhile(index: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     read = read_manifest
 
