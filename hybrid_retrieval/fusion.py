@@ -164,7 +164,9 @@ class FusionFile:
         try:
             values = json.loads(Path(path).read_text(encoding="utf-8"))
         except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
-            raise ConfigError(f"{path}: no such fusion file; 'hybrid-retrieval fit-fusion' writes one") from None
+            raise ConfigError(
+                f"{Path(path).absolute()}: no such fusion file; 'hybrid-retrieval fit-fusion' writes one"
+            ) from None
         except (ValueError, OSError, RecursionError) as error:
             raise ConfigError(f"{path}: not a readable JSON file ({error})") from None
         found: FusionFile = from_mapping(cls, values, source=str(path))

@@ -7,6 +7,7 @@ native kernels. Both read the same weights file (safetensors, int8 codes stored 
 from __future__ import annotations
 
 import itertools
+import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -135,7 +136,8 @@ class NativeTrunk:
         except (OSError, KeyError, ValueError, TypeError, SafetensorError) as error:
             raise ModelError(f"{path}: the weights are not those that the description names ({error})") from None
         self.threads = threads or available_cores()
-        self._pool = ThreadPoolExecutor(self.threads) if self.threads > 1 else None
+        self._pool: ThreadPoolExecutor | None = None
+        self._pool_process = 0
 
     def projection(self, weight: Float32) -> Projection:
         """A matrix [D, H] for `run` to project by, laid out for the kernels once."""
@@ -161,9 +163,16 @@ class NativeTrunk:
             own = slice(*part)
             return self._run(rows[own], projection, None if types is None else types[own])
 
-        states = list(map(run, parts) if self._pool is None or len(parts) == 1 else self._pool.map(run, parts))
+        states = list(map(run, parts) if len(parts) == 1 else self._threads().map(run, parts))
         width = self.facts.hidden if projection is None else projection.width
         return Ragged(np.concatenate(states) if states else np.empty((0, width), np.float32), offsets)
+
+    def _threads(self) -> ThreadPoolExecutor:
+        """The pool of this process: a fork copies an executor, not its threads, and would wait for them for good."""
+        process = os.getpid()
+        if self._pool is None or self._pool_process != process:
+            self._pool, self._pool_process = ThreadPoolExecutor(self.threads), process
+        return self._pool
 
     def _run(
         self,

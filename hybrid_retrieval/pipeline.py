@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -124,7 +124,7 @@ class Pipeline:
 
     def query_batch(
         self,
-        queries: Sequence[str],
+        queries: Iterable[str],
         k: int = 10,
         *,
         num_candidates: int | None = None,
@@ -141,6 +141,9 @@ class Pipeline:
         """
         if isinstance(queries, str):
             raise QueryError("query_batch takes a sequence of queries; got one string (use query for a single one)")
+        if not isinstance(queries, Iterable) or isinstance(queries, Mapping):
+            raise QueryError(f"query_batch takes a sequence of queries; got {type(queries).__name__}")
+        queries = list(queries)
         check_request(k, num_candidates, deadline_ms)
         rescored = max(self.config.search.num_candidates, k) if num_candidates is None else num_candidates
         reranker = self.reranker if rerank and self.fusion.rerank else None

@@ -146,6 +146,7 @@ for _ in range(100_000):
     [
         (Passage("p3", "word1"), "ids must be unique"),
         (Passage("", "word1"), "id is empty"),
+        (Passage(" ", "word1"), "id is empty"),
         (Passage("x" * 513, "word1"), "513 bytes"),
         (Passage("a\0b", "word1"), "NUL"),
         (Passage("x", ""), "text is empty"),

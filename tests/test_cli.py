@@ -56,6 +56,32 @@ def test_query_prints_both_stages_as_json(run, small_index: Path) -> None:  # ty
     assert {"rank", "score", "retrieval_rank", "retrieval_score", "reranker_score", "text"} <= set(first)
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("build", "", "new"),
+        ("build", "corpus", ""),
+        ("query", "INDEX", "tides", "--config", ""),
+        ("evaluate", "INDEX", "corpus", "--run", ""),
+        ("info", ""),
+    ],
+)
+def test_an_empty_path_is_not_the_working_directory(  # type: ignore[no-untyped-def]
+    run, small_index: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "note.txt").write_text("a note")
+    line = one_line(run(*(str(small_index) if argument == "INDEX" else argument for argument in arguments)))
+    assert "the path is empty" in line
+    assert [path.name for path in tmp_path.iterdir()] == ["note.txt"]
+
+
+@pytest.mark.parametrize("kind", [(), ("--kind", "reranker")])
+def test_an_export_is_not_exported_again(run, tmp_path: Path, kind: tuple[str, ...]) -> None:  # type: ignore[no-untyped-def]
+    assert "an ONNX export already" in one_line(run("export-onnx", "embedded", tmp_path / "out", *kind))
+    assert not (tmp_path / "out").exists()
+
+
 def test_query_says_how_far_a_deadline_let_it_get(run, small_index: Path) -> None:  # type: ignore[no-untyped-def]
     short = run("query", small_index, "how do vaccines work?", "--deadline-ms", 0.001, "--json")
     answer = json.loads(short.out)

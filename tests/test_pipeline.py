@@ -269,6 +269,11 @@ def test_an_impossible_query_is_refused(pipeline: Pipeline, query: str) -> None:
 def test_one_string_is_not_a_batch(pipeline: Pipeline) -> None:
     with pytest.raises(QueryError, match="sequence of queries"):
         pipeline.query_batch("one")
+    for wrong in (None, {"one": 1}, 3):
+        with pytest.raises(QueryError, match=f"a sequence of queries; got {type(wrong).__name__}"):
+            pipeline.query_batch(wrong)  # type: ignore[arg-type]
+    one, other = (pipeline.query_batch(texts, k=2) for texts in (["tides"], (text for text in ["tides"])))
+    assert one[0].ids == other[0].ids
 
 
 @pytest.mark.parametrize("number", [0, 2.5, "a", True])

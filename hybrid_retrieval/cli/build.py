@@ -8,16 +8,16 @@ from pathlib import Path
 
 import click
 
-from hybrid_retrieval.cli.output import echo_json, echo_made, human_bytes, os_reason, progress_bar
+from hybrid_retrieval.cli.output import NamedPath, echo_json, echo_made, human_bytes, os_reason, progress_bar
 from hybrid_retrieval.config import PipelineConfig
 from hybrid_retrieval.index import Index, load_encoder, load_reranker
 from hybrid_retrieval.storage.layout import BUILDING, JOURNAL
 
 
 @click.command()
-@click.argument("corpus", type=click.Path())
-@click.argument("index", type=click.Path())
-@click.option("--config", type=click.Path(), help="Pipeline configuration (YAML). Default: the embedded pair.")
+@click.argument("corpus", type=NamedPath())
+@click.argument("index", type=NamedPath())
+@click.option("--config", type=NamedPath(), help="Pipeline configuration (YAML). Default: the embedded pair.")
 @click.option("--nbits", type=int, help="Bits a dimension of the residuals: 1, 2, 4 or 8.")
 @click.option("--pool-factor", type=int, help="Pool so many token vectors to one, on average. Default: 1, none.")
 @click.option("--no-title", is_flag=True, help="Leave titles out of what the models read.")
@@ -74,7 +74,7 @@ def build(
 
 
 @click.command()
-@click.argument("index", type=click.Path())
+@click.argument("index", type=NamedPath())
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def info(index: str, as_json: bool) -> None:
     """Say what INDEX holds."""
@@ -89,7 +89,7 @@ def info(index: str, as_json: bool) -> None:
 
 
 @click.command()
-@click.argument("index", type=click.Path())
+@click.argument("index", type=NamedPath())
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @click.pass_context
 def verify(context: click.Context, index: str, as_json: bool) -> None:

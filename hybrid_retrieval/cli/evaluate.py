@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 from rich.table import Table
 
-from hybrid_retrieval.cli.output import check_output, echo_json, progress_bar, table_console
+from hybrid_retrieval.cli.output import NamedPath, check_output, echo_json, progress_bar, table_console
 from hybrid_retrieval.cli.query import open_pipeline
 from hybrid_retrieval.corpus.dataset import Dataset
 from hybrid_retrieval.corpus.runs import write_run
@@ -21,16 +21,16 @@ MEASURES = "nDCG@10 R@100 RR@10"
 
 
 @click.command()
-@click.argument("index", type=click.Path())
-@click.argument("dataset", type=click.Path())
-@click.option("--run", "run_file", type=click.Path(), help="Write the ranking to FILE as a TREC run.")
+@click.argument("index", type=NamedPath())
+@click.argument("dataset", type=NamedPath())
+@click.option("--run", "run_file", type=NamedPath(), help="Write the ranking to FILE as a TREC run.")
 @click.option("--measures", default=MEASURES, show_default=True, help="Names as in ir-measures.")
 @click.option("--split", default="test", show_default=True, help="Which qrels: qrels/<split>.tsv.")
 @click.option("--sample", type=int, help="Only so many queries, drawn with a fixed seed.")
 @click.option("--num-candidates", type=int, help="Passages that the reranker scores. Default: the configuration's.")
 @click.option("--no-rerank", is_flag=True, help="Stop after stage 1.")
 @click.option("--exact", is_flag=True, help="Score every passage by MaxSim instead of pruning.")
-@click.option("--config", type=click.Path(), help="Pipeline configuration. Default: the one INDEX was built with.")
+@click.option("--config", type=NamedPath(), help="Pipeline configuration. Default: the one INDEX was built with.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def evaluate(
     index: str,

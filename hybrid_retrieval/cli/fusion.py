@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 from rich.table import Table
 
-from hybrid_retrieval.cli.output import check_output, echo_json, progress_bar, table_console
+from hybrid_retrieval.cli.output import NamedPath, check_output, echo_json, progress_bar, table_console
 from hybrid_retrieval.cli.query import open_config
 from hybrid_retrieval.corpus.dataset import Dataset
 from hybrid_retrieval.index import Index
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
 
 @click.command("fit-fusion")
-@click.argument("index", type=click.Path())
-@click.argument("dataset", type=click.Path())
+@click.argument("index", type=NamedPath())
+@click.argument("dataset", type=NamedPath())
 @click.option("--split", default="train", show_default=True, help="Which qrels: qrels/<split>.tsv.")
 @click.option("--sample", type=int, default=200, show_default=True, help="Questions, drawn with --seed.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the sample, the folds and the tests.")
@@ -28,9 +28,9 @@ if TYPE_CHECKING:
 @click.option("--folds", type=int, default=5, show_default=True, help="Of the cross-validation.")
 @click.option("--min-gain", type=float, default=0.0, show_default=True, help="nDCG@10 that makes stage 2 worth it.")
 @click.option("--significance", type=float, default=0.05, show_default=True, help="p-value below which a gain counts.")
-@click.option("--scores", type=click.Path(), help="Keep scores in FILE; an interrupted run goes on from there.")
-@click.option("--out", type=click.Path(), help="Write the fusion FILE (JSON) that `fusion.method: fitted` reads.")
-@click.option("--config", type=click.Path(), help="Pipeline configuration. Default: the one INDEX was built with.")
+@click.option("--scores", type=NamedPath(), help="Keep scores in FILE; an interrupted run goes on from there.")
+@click.option("--out", type=NamedPath(), help="Write the fusion FILE (JSON) that `fusion.method: fitted` reads.")
+@click.option("--config", type=NamedPath(), help="Pipeline configuration. Default: the one INDEX was built with.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def fit_fusion(
     index: str,

@@ -6,14 +6,14 @@ import time
 
 import click
 
-from hybrid_retrieval.cli.output import echo_json, echo_made, progress_bar
+from hybrid_retrieval.cli.output import NamedPath, echo_json, echo_made, progress_bar
 from hybrid_retrieval.index import Index
 
 
 @click.command("import-colbert")
-@click.argument("folder", metavar="DIR", type=click.Path())
-@click.argument("index", type=click.Path())
-@click.option("--collection", type=click.Path(), help="The texts: a TSV of number<TAB>text, or a passage a line.")
+@click.argument("folder", metavar="DIR", type=NamedPath())
+@click.argument("index", type=NamedPath())
+@click.option("--collection", type=NamedPath(), help="The texts: a TSV of number<TAB>text, or a passage a line.")
 @click.option("--overwrite", is_flag=True, help="Replace an index that is there.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def import_colbert(folder: str, index: str, collection: str | None, overwrite: bool, as_json: bool) -> None:
@@ -25,11 +25,13 @@ def import_colbert(folder: str, index: str, collection: str | None, overwrite: b
         import_colbert(folder, index, collection=collection, overwrite=overwrite, progress=progress)
     made = Index.open(index)
     echo_made(index, made.info(), time.perf_counter() - start, as_json)
+    if not as_json:
+        click.echo("Queries stop after stage 1: a --config that names a reranker adds the second stage.")
 
 
 @click.command("export-colbert")
-@click.argument("index", type=click.Path())
-@click.argument("folder", metavar="DIR", type=click.Path())
+@click.argument("index", type=NamedPath())
+@click.argument("folder", metavar="DIR", type=NamedPath())
 @click.option("--overwrite", is_flag=True, help="Replace a colbert-ai index that is there.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def export_colbert(index: str, folder: str, overwrite: bool, as_json: bool) -> None:

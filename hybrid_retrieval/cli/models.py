@@ -10,12 +10,13 @@ import click
 from rich.table import Table
 from rich.text import Text
 
-from hybrid_retrieval.cli.output import echo_json, progress_bar, table_console
+from hybrid_retrieval.cli.output import NamedPath, echo_json, progress_bar, table_console
+from hybrid_retrieval.errors import InputError
 
 
 @click.command("export-onnx")
 @click.argument("model")
-@click.argument("folder", type=click.Path(file_okay=False))
+@click.argument("folder", type=NamedPath(file_okay=False))
 @click.option("--revision", help="Revision of a hub model.")
 @click.option("--dtype", type=click.Choice(["float32", "int8"]), default="float32", show_default=True)
 @click.option("--kind", type=click.Choice(["auto", "encoder", "reranker"]), default="auto", show_default=True)
@@ -27,6 +28,9 @@ def export_onnx(model: str, folder: str, revision: str | None, dtype: str, kind:
     from hybrid_retrieval.rerankers.export import export_reranker
 
     source = model_files.resolve(model, revision)
+    kinds = ("encoder", "reranker") if kind == "auto" else (kind,)
+    if any((source / f"{name}.json").exists() for name in kinds):
+        raise InputError(f"{model}: an ONNX export already, which runs without torch: nothing is left to do")
     chosen = model_files.kind_of(source) if kind == "auto" else kind
     export = export_encoder if chosen == "encoder" else export_reranker
     worst = export(source, Path(folder), dtype=dtype)
@@ -58,9 +62,7 @@ def doctor(context: click.Context, as_json: bool) -> None:
 
 
 @click.command()
-@click.option(
-    "--folder", type=click.Path(file_okay=False), help="Where to keep the index. Default: a temporary folder."
-)
+@click.option("--folder", type=NamedPath(file_okay=False), help="Where to keep the index. Default: a temporary folder.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def demo(folder: str | None, as_json: bool) -> None:
     """Index a real collection with the embedded pair and ask it questions in five languages (a few minutes)."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +14,17 @@ import click
 from rich.console import Console
 
 Progress = Callable[[str, int, int], None]
+
+
+class NamedPath(click.Path):
+    """A path that is not empty: an unset variable of a shell would else be the working directory."""
+
+    def convert(
+        self, value: str | os.PathLike[str], param: click.Parameter | None, ctx: click.Context | None
+    ) -> str | bytes | os.PathLike[str]:
+        if not os.fspath(value):
+            self.fail("the path is empty; is a variable unset?", param, ctx)
+        return super().convert(value, param, ctx)
 
 
 def echo_json(value: Mapping[str, Any]) -> None:
@@ -53,7 +65,7 @@ def progress_bar(quiet: bool = False) -> Iterator[Progress | None]:
 
 def check_output(option: str, path: str | None) -> None:
     """Raise a usage error for a file that could not be written in the end, before any work is done."""
-    if not path:
+    if path is None:
         return
     if not Path(path).absolute().parent.is_dir():
         raise click.UsageError(f"{option} {path}: its folder does not exist")

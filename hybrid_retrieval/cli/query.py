@@ -12,7 +12,7 @@ import click
 from rich.table import Table
 from rich.text import Text
 
-from hybrid_retrieval.cli.output import echo_json, table_console
+from hybrid_retrieval.cli.output import NamedPath, echo_json, table_console
 from hybrid_retrieval.config import PipelineConfig
 from hybrid_retrieval.corpus.queries import read_queries
 from hybrid_retrieval.corpus.readers import read_passage_lines
@@ -28,7 +28,7 @@ def open_config(index: Index, config: str | None) -> PipelineConfig:
     """The configuration in a file, or else the one that an index was built with."""
     return (
         PipelineConfig.load(config)
-        if config
+        if config is not None
         else PipelineConfig.from_dict(index.config, source=f"{index.path} (its own)")
     )
 
@@ -45,11 +45,15 @@ def open_pipeline(index: str, config: str | None, *, exact: bool = False, rerank
 
 
 @click.command()
-@click.argument("index", type=click.Path())
+@click.argument("index", type=NamedPath())
 @click.argument("text", required=False)
-@click.option("--queries", type=click.Path(), help="Queries: BEIR queries.jsonl, or TSV `id<TAB>text`.")
+@click.option("--queries", type=NamedPath(), help="Queries: BEIR queries.jsonl, or TSV `id<TAB>text`.")
 @click.option("-k", "k", type=int, default=10, show_default=True, help="Passages to return.")
-@click.option("--num-candidates", type=int, help="Passages that the reranker scores. Default: the configuration's.")
+@click.option(
+    "--num-candidates",
+    type=int,
+    help="Passages that the reranker scores. Default: the configuration's, and -k at least.",
+)
 @click.option("--no-rerank", is_flag=True, help="Stop after stage 1.")
 @click.option("--exact", is_flag=True, help="Score every passage by MaxSim instead of pruning.")
 @click.option("--deadline-ms", type=float, help="Return the best ranking so far after so many milliseconds.")
@@ -57,7 +61,7 @@ def open_pipeline(index: str, config: str | None, *, exact: bool = False, rerank
     "--min-probability", type=float, help="Only hits at least so probably relevant; needs fusion.method 'fitted'."
 )
 @click.option("--format", "form", type=click.Choice(["table", "jsonl", "trec"]), default="table", show_default=True)
-@click.option("--config", type=click.Path(), help="Pipeline configuration. Default: the one INDEX was built with.")
+@click.option("--config", type=NamedPath(), help="Pipeline configuration. Default: the one INDEX was built with.")
 @click.option("--json", "as_json", is_flag=True, help="The same as --format jsonl.")
 def query(
     index: str,
@@ -110,7 +114,7 @@ def query(
 
 @click.command()
 @click.argument("text")
-@click.option("--passages", type=click.Path(), required=True, help="A passage a line: plain text or a JSON object.")
+@click.option("--passages", type=NamedPath(), required=True, help="A passage a line: plain text or a JSON object.")
 @click.option("-k", "k", type=int, default=10, show_default=True, help="Passages to return.")
 @click.option("--model", default="embedded", show_default=True, help="`embedded`, a folder, or a hub id.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")

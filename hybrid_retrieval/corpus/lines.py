@@ -19,7 +19,7 @@ _BOM = b"\xef\xbb\xbf"
 def open_bytes(path: Path) -> IO[bytes]:
     """Open for reading; `.gz` is decompressed. Raises `CorpusError` where there is no readable file."""
     try:
-        return cast("IO[bytes]", gzip.open(path, "rb")) if path.suffix == ".gz" else path.open("rb")
+        return cast("IO[bytes]", gzip.open(path, "rb")) if path.suffix.lower() == ".gz" else path.open("rb")
     except FileNotFoundError:
         raise CorpusError(f"{path}: no such file") from None
     except IsADirectoryError:

@@ -93,7 +93,7 @@ def _relevance(field: str, where: str) -> int:
 
 
 def _is_json(path: Path, line: str) -> bool:
-    name = path.name.removesuffix(".gz")
+    name = path.name.lower().removesuffix(".gz")
     return name.endswith((".jsonl", ".ndjson")) or (not name.endswith(".tsv") and line.lstrip().startswith("{"))
 
 

@@ -9,7 +9,8 @@
 | `*.txt`, `*.md` | one passage |
 | a folder | BEIR (`corpus.jsonl`), TREC (`collection.tsv`), else every `.txt` and `.md` file below it |
 
-All but Parquet may be gzipped (`.gz`). In a folder, hidden files and what links to other folders are passed over.
+All but Parquet may be gzipped (`.gz`). In a folder, hidden files and what links to other folders are passed over;
+of files that may be corpora of their own a warning says that they were left out.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import csv
 import dataclasses
 import datetime
 import json
+import logging
 import os
 import zlib
 from collections.abc import Callable, Iterator
@@ -29,7 +31,10 @@ from hybrid_retrieval.corpus.records import ID_KEYS, TEXT_KEYS, find_key, to_ide
 from hybrid_retrieval.errors import CorpusError, OptionalDependencyError
 from hybrid_retrieval.types import Passage
 
+logger = logging.getLogger(__name__)
+
 _TEXT_SUFFIXES = (".txt", ".md")
+_TABLE_SUFFIXES = (".jsonl", ".ndjson", ".csv", ".tsv", ".parquet")
 _LAYOUTS = ".jsonl, .ndjson, .csv, .tsv, .txt, .md (each also with .gz), .parquet, or a folder"
 _BOM = b"\xef\xbb\xbf"
 # csv refuses fields beyond 128 KiB by default; a passage may be a whole book.
@@ -114,16 +119,28 @@ def _read_folder(folder: Path) -> Iterator[tuple[str, Passage]]:
     for name in ("corpus.jsonl", "corpus.jsonl.gz", "collection.tsv", "collection.tsv.gz"):
         if (folder / name).is_file():
             return _reader_of(folder / name)
-    files = sorted(
+    below = sorted(
         (
             Path(root) / name
             for root, _, names in os.walk(folder, onerror=_unreadable)
             for name in names
-            if name.lower().removesuffix(".gz").endswith(_TEXT_SUFFIXES)
-            and not _hidden(Path(root, name).relative_to(folder))
+            if not _hidden(Path(root, name).relative_to(folder))
         ),
         key=lambda file: file.relative_to(folder).as_posix(),
     )
+    files, tables = (
+        [file for file in below if file.name.lower().removesuffix(".gz").endswith(suffixes)]
+        for suffixes in (_TEXT_SUFFIXES, _TABLE_SUFFIXES)
+    )
+    if files and tables:
+        logger.warning(
+            "%s: only its %d .txt and .md files are read as passages; %d files of records are left out, first %s: "
+            "name one to read it",
+            folder,
+            len(files),
+            len(tables),
+            tables[0].relative_to(folder),
+        )
     if not files:
         raise CorpusError(
             f"{folder}: not a corpus: expected corpus.jsonl (BEIR), collection.tsv (id<TAB>text), or .txt and .md files"

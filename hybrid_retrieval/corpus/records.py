@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numbers
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -52,7 +53,7 @@ def find_key(record: Collection[str], keys: tuple[str, ...], what: str, where: s
 
 def to_identifier(value: Any, key: str, where: str) -> str:
     """A non-empty string of at most 512 bytes; integers become their digits."""
-    if isinstance(value, int) and not isinstance(value, bool):
+    if isinstance(value, numbers.Integral) and not isinstance(value, bool):  # NumPy's too
         value = str(value)
     if not isinstance(value, str):
         raise CorpusError(f"{where}: expected '{key}' to be a string or an integer, got {json_type(value)}")

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from hybrid_retrieval.cache import CacheInfo, digest
 from hybrid_retrieval.config import RerankerConfig
+from hybrid_retrieval.corpus.records import ID_KEYS, to_passage
 from hybrid_retrieval.errors import InputError
 from hybrid_retrieval.model_files import lasting_name, resolve
 from hybrid_retrieval.ragged import Ragged
@@ -20,7 +21,7 @@ from hybrid_retrieval.rerankers.backend import RerankerBackend
 from hybrid_retrieval.rerankers.loading import load_parts
 from hybrid_retrieval.rerankers.pairs import Ids, LongPassages, PairConvention, Pairs, Truncation, cut, window_spans
 from hybrid_retrieval.rerankers.scoring import PairScorer
-from hybrid_retrieval.types import Passage, Ranking, best_first, check_count, check_query, is_blank, is_unicode
+from hybrid_retrieval.types import Hit, Passage, Ranking, best_first, check_count, check_query, is_blank, is_unicode
 
 
 class Reranker:
@@ -157,16 +158,18 @@ class Reranker:
             logits[chosen] = found
         return logits
 
-    def rank(self, query: str, passages: Sequence[str | Passage | Mapping[str, Any]], k: int = 10) -> Ranking:
+    def rank(self, query: str, passages: Iterable[str | Passage | Hit | Mapping[str, Any]], k: int = 10) -> Ranking:
         """Order a plain list by logit: no index needed.
 
-        passages: strings (known by their position, "0", "1", ...), `Passage` objects, or mappings with `text` and
-        perhaps `_id` (or `id`) and `title`. Returns the k best, ties in input order.
+        passages: strings (known by their position, "0", "1", ...), `Passage` objects, hits of another ranking, or
+        records as in a corpus (`corpus.records.to_passage`), of which an id is not asked for. Returns the k best, ties
+        in input order.
         """
         check_count("k", k, 1)
         if isinstance(passages, str):
             raise InputError("rank takes a sequence of passages; got one string")
-        if not isinstance(passages, Iterable):
+        is_table = hasattr(passages, "columns")  # iterates over the names of its columns
+        if not isinstance(passages, Iterable) or isinstance(passages, (Mapping, bytes)) or is_table:
             raise InputError(f"rank takes a sequence of passages; got {type(passages).__name__}")
         given = [_as_passage(passage, position) for position, passage in enumerate(passages)]
         start = time.perf_counter()
@@ -267,17 +270,14 @@ class Reranker:
         return tuple(notes)
 
 
-def _as_passage(value: str | Passage | Mapping[str, Any], position: int) -> Passage:
+def _as_passage(value: str | Passage | Hit | Mapping[str, Any], position: int) -> Passage:
     if isinstance(value, Passage):
         return value
+    if isinstance(value, Hit):
+        return Passage(value.passage_id, value.text, value.title, value.metadata)
     if isinstance(value, str):
         return Passage(str(position), value)
-    if isinstance(value, Mapping) and isinstance(value.get("text"), str):
-        known = ("_id", "id", "text", "title")
-        rest = {key: item for key, item in value.items() if key not in known}
-        return Passage(
-            str(value.get("_id", value.get("id", position))), value["text"], str(value.get("title") or ""), rest
-        )
-    raise InputError(
-        f"passage {position} must be a string, a Passage or a mapping with a string 'text', got {value!r:.80}"
-    )
+    if isinstance(value, Mapping):
+        known = any(key in value for key in ID_KEYS)
+        return to_passage(value if known else {"_id": str(position), **value}, f"passage {position}")
+    raise InputError(f"passage {position} must be a string, a Passage, a Hit or a mapping, got {value!r:.80}")

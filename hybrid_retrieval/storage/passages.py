@@ -61,7 +61,7 @@ class PassageEncoder:
 def encode_id(passage_id: str, where: str) -> bytes:
     """UTF-8 of a passage id. Raises `CorpusError` for one that is empty, too long or not text."""
     data = _text_bytes(passage_id, f"{where}: id")
-    if not data:
+    if not passage_id.strip():
         raise CorpusError(f"{where}: id is empty")
     if len(data) > MOST_ID_BYTES:
         raise CorpusError(f"{where}: id has {len(data)} bytes; at most {MOST_ID_BYTES} are allowed")

@@ -37,10 +37,12 @@ EXPECTED = [Passage("a", "one", "T", {"year": 1999}), Passage("2", "zwei é\u202
 
 
 @pytest.mark.parametrize("bom", ["", "\ufeff"])
-@pytest.mark.parametrize("name", ["c.jsonl", "c.ndjson", "c.jsonl.gz", "beir/corpus.jsonl", "beir/corpus.jsonl.gz"])
+@pytest.mark.parametrize(
+    "name", ["c.jsonl", "c.ndjson", "c.jsonl.gz", "C.JSONL.GZ", "beir/corpus.jsonl", "beir/corpus.jsonl.gz"]
+)
 def test_json_lines(tmp_path: Path, name: str, bom: str) -> None:
     content = (bom + GOOD + "\n" + '{"id": 2, "contents": "zwei é\u2028x", "title": null}').encode()
-    path = written(tmp_path, name, gzip.compress(content) if name.endswith("gz") else content)
+    path = written(tmp_path, name, gzip.compress(content) if name.lower().endswith("gz") else content)
     assert list(read_corpus(path.parent if name.startswith("beir") else path)) == EXPECTED
     assert list(read_corpus(str(path))) == EXPECTED
 
@@ -69,6 +71,18 @@ def test_tsv_with_and_without_header(tmp_path: Path) -> None:
     bare = [Passage("0", "first"), Passage("1", "second, third")]
     assert list(read_corpus(written(tmp_path, "trec/collection.tsv", "0\tfirst\n1\tsecond, third\n"))) == bare
     assert list(read_corpus(tmp_path / "trec")) == bare
+
+
+def test_a_folder_of_texts_says_which_records_it_leaves_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "README.md").write_text("How to read the data.")
+    assert len(list(read_corpus(tmp_path))) == 1 and not caplog.records
+    for name in ("b.jsonl", "sub/a.tsv.gz", ".hidden.csv"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("")
+    assert [passage.passage_id for passage in read_corpus(tmp_path)] == ["README.md"]
+    (record,) = caplog.records
+    assert "only its 1 .txt and .md files" in record.message and "2 files of records are left out" in record.message
+    assert "first b.jsonl" in record.message
 
 
 def test_a_folder_of_texts_in_the_order_of_names(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -185,11 +186,48 @@ def test_a_passage_without_text_is_refused_by_its_position(reranker: Reranker, p
         reranker.rank(QUERY, ["house", passage])
 
 
+class Table:
+    """Iterates over the names of its columns, as a data frame does."""
+
+    columns = ("_id", "text")
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.columns)
+
+
+@pytest.mark.parametrize(
+    ("record", "message"),
+    [
+        ({"text": "house", "title": float("nan")}, "expected 'title' to be a string"),
+        ({"_id": None, "text": "house"}, "expected '_id' to be a string or an integer"),
+        ({"title": "house"}, "no text"),
+    ],
+)
+def test_rank_reads_records_as_a_corpus_does(reranker: Reranker, record: dict[str, Any], message: str) -> None:
+    same = [{"docid": "a", "contents": "house", "metadata": {"year": 3}}, {"_id": np.int64(7), "text": "river"}]
+    found = reranker.rank(QUERY, same)
+    assert set(found.ids) == {"a", "7"} and found[found.ids.index("a")].metadata == {"year": 3}
+    with pytest.raises(InputError, match=f"passage 1.*{message}"):
+        reranker.rank(QUERY, ["house", record])
+
+
+def test_hits_of_another_ranking_are_ranked(reranker: Reranker) -> None:
+    first = reranker.rank(QUERY, [Passage("b", "house", "the river", {"year": 3}), Passage("a", "trees")], k=1)
+    again = reranker.rank(QUERY, first)
+    assert again[0].passage_id == first.ids[0] and again[0].metadata == first[0].metadata
+    assert again[0].score == first[0].score
+
+
 def test_malformed_calls_are_refused(reranker: Reranker) -> None:
     with pytest.raises(InputError, match="pair 0"):
         reranker.score(["house"])  # type: ignore[list-item]
     with pytest.raises(InputError, match="one string"):
         reranker.rank(QUERY, "house")
+    for mapping in ({"_id": "a", "text": "house"}, {"a": "house", "b": "river"}):
+        with pytest.raises(InputError, match="a sequence of passages; got dict"):
+            reranker.rank(QUERY, mapping)
+    with pytest.raises(InputError, match="got Table"):
+        reranker.rank(QUERY, Table())
     with pytest.raises(QueryError, match="k must be"):
         reranker.rank(QUERY, ["house"], k=0)
     with pytest.raises(InputError, match="one string"):
