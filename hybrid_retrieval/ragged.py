@@ -30,7 +30,7 @@ class Ragged:
         if len(offsets) == 0 or offsets[0] != 0 or offsets[-1] != len(self.data):
             ends = "none" if len(offsets) == 0 else f"{offsets[0]} to {offsets[-1]}"
             raise ArrayError(f"offsets must run from 0 to the number of rows of data ({len(self.data)}), got {ends}")
-        if np.any(np.diff(offsets) < 0):
+        if np.any(offsets[1:] < offsets[:-1]):
             raise ArrayError("offsets must never fall")
 
     def __len__(self) -> int:

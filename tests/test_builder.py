@@ -361,6 +361,8 @@ def changed(row: int, value: float) -> np.ndarray:
         ({"offsets": VECTORS.offsets.astype(np.int32)}, ArrayError, "int64"),
         ({"offsets": VECTORS.offsets[:-1]}, ArrayError, "offsets must run"),
         ({"offsets": np.array([0, 9, 5, 6, 18])}, ArrayError, "never fall"),
+        # differences of 64 bits that wrap around, so that none is negative
+        ({"offsets": np.array([0, 2**63 - 3, -(2**63) + 2, -(2**62), 18])}, ArrayError, "never fall"),
         ({"ids": IDS[:3]}, ArrayError, "4 passages, but there are 3 ids"),
         ({"ids": ["a", "b", "a", "d"]}, CorpusError, "passage 2"),
         ({"ids": ["a", "", "c", "d"]}, CorpusError, "empty"),

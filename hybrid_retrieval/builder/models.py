@@ -38,7 +38,7 @@ def check_encoded(encoder: WindowEncoder, vectors: Ragged, offsets: NDArray[np.i
     shape = vectors.data.shape
     if len(shape) != 2 or shape[1] != encoder.dimensions:
         raise ModelError(f"{encoder.name} gave vectors of shape {shape}; [T, {encoder.dimensions}] was expected")
-    if len(offsets) != passages + 1 or offsets[-1] != len(vectors) or np.any(np.diff(offsets) < 1):
+    if len(offsets) != passages + 1 or offsets[-1] != len(vectors) or np.any(offsets[1:] <= offsets[:-1]):
         raise ModelError(
             f"{encoder.name} gave {len(vectors)} windows for {passages} passages, not one or more for each"
         )

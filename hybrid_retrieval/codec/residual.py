@@ -17,6 +17,8 @@ from hybrid_retrieval.errors import ArrayError, IndexDamagedError
 from hybrid_retrieval.kernels.reference import NBITS, PackedTokens, pack_buckets, weight_table
 
 ENCODE_BLOCK = 16_384
+# Of numbers in a codec, whose vectors are of about unit length: products of larger ones would overflow somewhere.
+LARGEST = 1e3
 FILES = ("centroids.npy", "cutoffs.npy", "weights.npy")
 
 
@@ -39,8 +41,8 @@ class ResidualCodec:
             array = getattr(self, name)
             if array.dtype != np.float32 or array.ndim != (2 if name == "centroids" else 1):
                 raise ArrayError(f"{name} of a codec must be float32, got {array.dtype} of shape {array.shape}")
-            if not np.isfinite(array).all():
-                raise ArrayError(f"{name} of a codec must be finite")
+            if not (np.abs(array) <= LARGEST).all():  # a NaN is not
+                raise ArrayError(f"{name} of a codec must be finite and at most {LARGEST:g} in size")
         if len(self.weights) not in [2**nbits for nbits in NBITS] or len(self.cutoffs) != len(self.weights) - 1:
             raise ArrayError(
                 f"a codec needs 2^nbits weights and one cut-off fewer, got {len(self.weights)} and {len(self.cutoffs)}"

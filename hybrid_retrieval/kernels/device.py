@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from hybrid_retrieval.errors import DeviceMemoryError
-from hybrid_retrieval.kernels.reference import SMALLEST_NORM, bucket_table
+from hybrid_retrieval.kernels.reference import SHORTEST, bucket_table
 
 # Tokens decoded at a time, and tokens approximated at a time.
 BLOCK_TOKENS = 1 << 17
@@ -83,10 +83,12 @@ class DeviceCodec:
         return self.order[residuals.int()]
 
     def decode(self, codes: Tensor, residuals: Tensor) -> Tensor:
-        """Unit vectors float32 [t, D] of codes int32 [t] and `reordered` residuals [t, bytes]."""
+        """Unit vectors float32 [t, D] (or zeros: `reference.SHORTEST`) of codes int32 [t] and `reordered` residuals [t,
+        bytes]."""
         rest = self.table[residuals.int()].view(len(codes), -1)
         vectors = self.exact[codes.long()] + rest
-        return vectors / vectors.norm(dim=1, keepdim=True).clamp_min(float(SMALLEST_NORM))
+        norms = vectors.norm(dim=1, keepdim=True)
+        return vectors / norms.where(norms >= float(SHORTEST), float("inf"))
 
 
 class DeviceCentroids:

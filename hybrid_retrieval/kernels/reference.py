@@ -28,8 +28,9 @@ BLOCK_TOKENS = 1024
 BLAS_ALONE = 65_536 * 4
 QUERY_ROWS = 64
 
-# colbert-ai normalises with torch.nn.functional.normalize, which divides by at least this.
-SMALLEST_NORM = np.float32(1e-12)
+# A shorter sum of centroid and residual counts as the zero vector: they cancel, and what is left has no direction but
+# rounding's. (Those of trained encoders are .89 and longer at 2 bits.)
+SHORTEST = np.float32(0.1)
 
 
 def products(query: Float32, vectors: NDArray[Any]) -> Float32:
@@ -131,7 +132,7 @@ class PackedTokens:
         return vectors
 
     def decode(self, tokens: Any) -> Float32:
-        """Unit vectors: float32 [t, D]."""
+        """Unit vectors, or zeros where centroid and residual cancel (`SHORTEST`): float32 [t, D]."""
         vectors = self.raw(tokens)
         unit: Float32 = vectors / _norms(vectors)[:, None]
         return unit
@@ -175,8 +176,10 @@ def packed_maxsim(
 
 
 def _norms(vectors: Float32) -> Float32:
-    norms: Float32 = np.maximum(np.sqrt(np.einsum("td,td->t", vectors, vectors)), SMALLEST_NORM)
-    return norms
+    """What vectors [t, D] are divided by to be of unit length: infinity for those that count as zero."""
+    norms = np.sqrt(np.einsum("td,td->t", vectors, vectors))
+    divisors: Float32 = np.where(norms < SHORTEST, np.float32(np.inf), norms)
+    return divisors
 
 
 def _raise_maxima(best: Float32, similarities: Float32, offsets: NDArray[np.int64], start: int) -> None:

@@ -29,7 +29,7 @@ UNLISTED = -1e30
 # Bytes of scores of one group of queries: centroids' and windows'.
 GROUP_BYTES = 1 << 30
 # What a sum over query tokens of half precision products may be off by, for each query token.
-HALF_ERROR = 1e-3
+HALF_ERROR = 2e-3
 # Share of the device's free memory that residuals may take; a larger index streams them from the host.
 MEMORY_SHARE = 0.7
 SEARCH_ELSEWHERE = "search on the CPU (search.device: cpu)"

@@ -151,11 +151,12 @@ class Searcher:
         check_count("nprobe", nprobe, 0)
         check_count("num_candidates", num_candidates, 0)
         check_count("threads", threads, 0, MOST_THREADS)
+        k, nprobe, num_candidates, threads = map(int, (k, nprobe, num_candidates, threads))  # NumPy's overflow
         threads = threads or available_threads()
         width = Width.chosen(k, num_candidates)
         nprobe = min(nprobe or NPROBE + int(NPROBE_PER_K * k), self.snapshot.codec.num_centroids)
-        exact = exact or width.first >= self._num_rows
         try:
+            exact = exact or width.first >= self._num_rows
             if self._device is not None:
                 return self._search_device(self._device, checked, k, exact, nprobe, width.most, bound)
             within = max(1, threads // max(1, len(checked)))

@@ -169,6 +169,6 @@ def _offsets(
             f"{folder / file.name}: expected {rows + 1} offsets from 0 to {end}, found {len(offsets)}"
             + (f" from {offsets[0]} to {offsets[-1]}" if len(offsets) else "")
         )
-    if check_order and np.any(np.diff(offsets) < 0):
+    if check_order and np.any(offsets[1:] < offsets[:-1]):
         raise IndexDamagedError(f"{folder / file.name}: the offsets fall")
     return offsets

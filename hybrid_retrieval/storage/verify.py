@@ -74,7 +74,7 @@ def _segment_problems(segment: Segment, num_centroids: int) -> list[str]:
     }
     if segment.reranker is not None:
         offsets["reranker offsets"] = segment.reranker.offsets
-    problems = [f"{name} fall" for name, values in offsets.items() if np.any(np.diff(values) < 0)]
+    problems = [f"{name} fall" for name, values in offsets.items() if np.any(values[1:] < values[:-1])]
     for start in range(0, len(segment.codes), BLOCK_TOKENS):
         if int(segment.codes[start : start + BLOCK_TOKENS].max()) >= num_centroids:
             problems.append(f"codes are not all below {num_centroids}")

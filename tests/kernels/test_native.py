@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from hybrid_retrieval.errors import InputError
 from hybrid_retrieval.kernels import dispatch
-from hybrid_retrieval.kernels.reference import PackedTokens, bucket_table, weight_table
+from hybrid_retrieval.kernels.reference import PackedTokens, bucket_table, pack_buckets, weight_table
 from tests.kernels.cases import HEADS, HIDDEN, SIZE, Tokens, layer_arrays, quantised_product, reference_layer, unit
 
 VARIANTS = [name for name in dispatch.variants() if name != dispatch.NUMPY]
@@ -105,6 +105,45 @@ def test_bounds_of_estimates_know_what_the_tables_round(variant: str, dimensions
             arrays = (query, scores, np.zeros(1, np.uint32), residual, np.zeros(1, np.float32), start, length)
             (found,), (error,) = codec.estimate(*arrays)
             assert abs(found - codec.maxsim(*arrays)[0]) <= error
+
+
+@every_variant
+@pytest.mark.parametrize("dimensions", [256, 1024])
+@pytest.mark.parametrize("nbits", [2, 4])
+def test_bounds_hold_where_all_numbers_are_rounded_alike(variant: str, dimensions: int, nbits: int) -> None:
+    """Equal weights, far larger than a trained codec's, and a query of equal numbers: what float32 rounds adds up."""
+    value = np.float32(1 / np.sqrt(dimensions))
+    weights = np.full(2**nbits, 2.7198248, np.float32)
+    codec = dispatch.module().Codec(variant, np.full((1, dimensions), value), weights, bucket_table(nbits))
+    if not codec.estimates:
+        assert variant not in ("amx", "avx512vnni")
+        return
+    query = np.full((32, dimensions), value)
+    scores, _, _ = codec.centroid_scores(query)
+    residual, zero = np.zeros((1, dimensions * nbits // 8), np.uint8), np.zeros(1, np.float32)
+    arrays = (query, scores, np.zeros(1, np.uint32), residual, zero, np.zeros(1, np.int64), np.ones(1, np.int64))
+    (found,), (error,) = codec.estimate(*arrays)
+    exact = codec.maxsim(*arrays)[0]
+    assert abs(found - exact) <= error
+    assert abs(exact - 32) < 1e-3  # query and token are the same direction
+
+
+@every_variant
+@pytest.mark.parametrize("nbits", [1, 2, 4, 8])
+@pytest.mark.parametrize("left", [0.0, 1e-6, 1e-3, 0.05])
+def test_a_token_whose_residual_cancels_its_centroid_counts_as_zero(variant: str, nbits: int, left: float) -> None:
+    dimensions = 64
+    random = np.random.default_rng(nbits)
+    centroid = np.where(random.random(dimensions) < 0.5, -1, 1) / np.sqrt(dimensions)
+    weights = np.linspace(-1, 1, 2**nbits).astype(np.float32) * np.float32((1 + left) / np.sqrt(dimensions))
+    buckets = np.where(centroid > 0, 0, 2**nbits - 1)[None]
+    packed = np.stack([pack_buckets(buckets, nbits)[0], pack_buckets(2**nbits - 1 - buckets, nbits)[0]])
+    tokens = Tokens(0, [1, 1], dimensions=dimensions, nbits=nbits, centroids=1)
+    tokens.centroids, tokens.weights, tokens.residuals = centroid[None].astype(np.float32), weights, packed
+    query = unit(random.standard_normal((5, dimensions)))
+    cancelled, other = tokens.native(variant, query)
+    assert abs(cancelled) < 1e-20 and tokens.reference(query)[0] == 0
+    np.testing.assert_allclose(other, tokens.reference(query)[1], atol=1e-3)
 
 
 @every_variant
@@ -391,6 +430,9 @@ def test_trunk_refuses_what_does_not_fit(variant: str) -> None:
         trunk.add_layer(*arrays[3:6], *arrays[3:])
     with pytest.raises(ValueError, match="multiple of 32"):
         native.Trunk(variant, HIDDEN, HEADS, 20, 1e-12)
+    for heads, size in ((2**59 + 1, SIZE), (HEADS, 2**59 + 32)):  # a product of 64 bits that wraps around
+        with pytest.raises(ValueError, match="65,536"):
+            native.Trunk(variant, HIDDEN, heads, size, 1e-12)
     trunk.add_layer(*arrays)
     x = np.zeros((3, HIDDEN), np.float32)
     for offsets, message in (([0, 2], "end at"), ([1, 3], "start at 0"), ([0, 3, 2, 3], "never fall")):

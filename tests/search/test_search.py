@@ -319,6 +319,15 @@ def test_impossible_numbers_are_refused(searcher: Searcher, options: dict[str, i
         searcher.search(query_for(0), **options)
 
 
+@pytest.mark.parametrize("exact", [False, True])
+@pytest.mark.parametrize("k", [np.int8(100), np.uint8(3), np.int16(900)])
+def test_small_numbers_of_numpy_do_not_overflow(searcher: Searcher, k: np.integer, exact: bool) -> None:
+    query = random_unit(4, 64)
+    found = searcher.search(query, k=k, num_candidates=np.uint8(200), exact=exact)  # type: ignore[arg-type]
+    np.testing.assert_array_equal(found.rows, searcher.search(query, k=int(k), num_candidates=200, exact=exact).rows)
+    assert len(searcher.search(query, k=k, exact=exact).rows) == len(searcher.search(query, k=int(k)).rows)  # type: ignore[arg-type]
+
+
 def test_half_precision_queries_are_taken(searcher: Searcher) -> None:
     query = query_for(0)
     assert searcher.search(query.astype(np.float16), k=1)[0].tolist() == searcher.search(query, k=1)[0].tolist()

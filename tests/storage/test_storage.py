@@ -184,6 +184,17 @@ def test_verify_sees_codes_beyond_the_centroids(index: Path) -> None:
     assert any("codes are not all below" in problem for problem in verify(index))
 
 
+@pytest.mark.parametrize("name", ["token_offsets", "window_offsets", "list_offsets"])
+def test_offsets_that_fall_by_more_than_64_bits_hold_are_damage(index: Path, name: str) -> None:
+    (file,) = index.glob(f"segments/*/{name}.*")
+    offsets = np.fromfile(file, np.int64)
+    offsets[1:5] = 2**63 - 3, -(2**63) + 2, -(2**62), 0
+    assert not (np.diff(offsets[:6]) < 0).any()
+    offsets.tofile(file)
+    with pytest.raises(IndexDamagedError, match="fall"):
+        Snapshot.open(index)
+
+
 def test_token_vectors_of_a_damaged_code_are_the_indexs_fault(index: Path) -> None:
     codes = segment_folder(index) / "codes.uint32"
     values = np.fromfile(codes, "<u4")

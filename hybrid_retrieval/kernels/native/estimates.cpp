@@ -14,7 +14,7 @@ namespace hr {
 namespace HR_VARIANT {
 namespace {
 
-// What float32 rounds in a similarity, at most, for a query token of length 1; more than it ever is.
+// What float32 rounds in a similarity, at most, for a query token and a residual of length 1 each; more than it ever is.
 constexpr float kRounding = 1e-4f;
 
 static_assert(kRow == kColumns);
@@ -48,7 +48,7 @@ class EstimatedSums {
             }
             // A sum of D sizes is at most sqrt(D) times the length.
             const float rounded = (level.length + level.missed) * std::sqrt(static_cast<float>(d)) * wrong;
-            error_ += level.missed * residual + rounded + kRounding * level.length;
+            error_ += level.missed * residual + rounded + kRounding * level.length * (1 + residual);
             error_ += rounded_exactly(query.query + (first + q) * d, level, residual, range, index);
         }
     }

@@ -156,8 +156,9 @@ class Trunk {
   public:
     Trunk(const std::string& variant, int64_t hidden, int64_t heads, int64_t head_size, float epsilon)
         : kernels_(variant_of(variant).layers), shape_{hidden, heads, head_size, epsilon} {
-        require(hidden > 0 && heads > 0, "hidden and heads must be positive");
-        require(head_size > 0 && head_size % 32 == 0, "head_size must be a multiple of 32");
+        require(hidden > 0 && hidden <= 65536 && heads > 0 && heads <= 65536, "hidden and heads must be 1 to 65,536");
+        require(head_size > 0 && head_size <= 65536 && head_size % 32 == 0,
+                "head_size must be a multiple of 32 up to 65,536");
     }
 
     Trunk(const Trunk&) = delete;

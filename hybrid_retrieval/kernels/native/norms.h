@@ -36,10 +36,15 @@ inline int32_t dot(const int16_t* a, const int16_t* b, int64_t n) {
     return sum;
 }
 
+// Shorter, and centroid and residual cancel: what is left has no direction but rounding's, so the token counts as the zero
+// vector (`reference.SHORTEST`).
+constexpr float kShortest = 0.1f;
+constexpr float kNothing = 1e-30f;  // in place of an inverse norm; 0 says that nobody has asked yet
+
 inline float inverse_norm(const PackedTokens& index, int64_t code, int32_t cw, int32_t ww) {
     const float square = index.centroid_squares[code] + index.centroid_scales[code] * static_cast<float>(cw) +
                          index.square_scale * static_cast<float>(ww);
-    return 1.0f / std::max(std::sqrt(std::max(square, 0.0f)), 1e-12f);
+    return square < kShortest * kShortest ? kNothing : 1.0f / std::sqrt(square);
 }
 
 constexpr int kUnpacked = 16;    // tokens unpacked at a time

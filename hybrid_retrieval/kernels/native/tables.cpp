@@ -35,7 +35,8 @@ std::unique_ptr<QueryTables> make_tables(const float* query, int64_t tokens, int
         for (int64_t q = 0; q < std::min<int64_t>(kRow, tokens - group * kRow); ++q)
             for (int64_t i = 0; i < dimensions; ++i)
                 columns[i * kRow + lane(static_cast<int>(q))] = query[(group * kRow + q) * dimensions + i];
-        float widest[kRow] = {}, range[kRow] = {}, bias[kRow] = {};
+        float widest[kRow] = {}, range[kRow] = {};
+        double bias[kRow] = {};  // up to 1,024 numbers that may all be alike: float32 would round them one way
         for (int64_t half = 0; half < halves; ++half) {
             float low[kRow], high[kRow];
             for (int value = 0; value < 16; ++value) {
@@ -76,7 +77,7 @@ std::unique_ptr<QueryTables> make_tables(const float* query, int64_t tokens, int
             }
         for (int q = 0; q < kRow; ++q) {
             made->scale[group * kRow + q] = scale[lane(q)];
-            made->bias[group * kRow + q] = bias[lane(q)];
+            made->bias[group * kRow + q] = static_cast<float>(bias[lane(q)]);
         }
     }
     return made;
