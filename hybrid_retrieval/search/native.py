@@ -122,8 +122,8 @@ class NativeCodec:
         roughly: bool,
     ) -> Float32:
         """Step 4. float32 [2, W]: MaxSim of windows from their packed residuals, each similarity to 2e-4 of those of
-        `steps.exact_scores`, and zeros; or, roughly, estimates of that, mostly to .005, and what each is wrong by at most, which is sure. A
-        window without tokens has -inf and 0.
+        `steps.exact_scores`, and zeros; or, roughly, estimates of that, mostly to .005, and what each is wrong by at
+        most, which is sure. A window without tokens has -inf and 0.
 
         inverse_norms: float32 [T] of the segment, zeros at first: filled in for the tokens that are scored, and read
         the next time.
