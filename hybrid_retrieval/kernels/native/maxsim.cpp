@@ -1,7 +1,7 @@
 // MaxSim straight from packed residuals of 8 bits a dimension (or of few dimensions: lookup.cpp and digits.cpp have the
 // rest), in whole numbers: query tokens and residual weights on as many levels as 32-bit sums allow (4,095 at 128
-// dimensions), pairs of products summed at once (pmaddwd). A similarity is exact to about 1e-5 on average and 2e-4 at most, nearly
-// all of it the norm's, and its whole numbers are the same on every variant.
+// dimensions), pairs of products summed at once (pmaddwd). A similarity is exact to about 1e-5 on average and 2e-4 at
+// most, nearly all of it the norm's, and its whole numbers are the same on every variant.
 //
 // A token's vector is (c + w) / |c + w|, c its centroid and w its residual. With q.c known for every centroid,
 // q.v = (q.c + q.w) / sqrt(|c|^2 + 2 c.w + |w|^2), so nothing but the levels of w is ever unpacked.
