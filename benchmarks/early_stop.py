@@ -31,6 +31,7 @@ from hybrid_retrieval.rescoring import EarlyStop, Work, may_enter, rescore
 
 def score(name: str, index: Path, folder: Path, split: str, depth: int, queries: int, out: Path) -> None:
     """Both stages' scores of ``depth`` candidates of each query, in stage 1's order; NaN beyond the collection."""
+    out.mkdir(parents=True, exist_ok=True)
     pipeline = Pipeline.from_config(index=index)
     dataset = Dataset.open(folder, split=split)
     asked = sampled(dataset.queries, queries or None)
