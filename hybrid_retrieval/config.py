@@ -124,8 +124,8 @@ class SearchConfig:
     device: Device = "cpu"
     threads: int = 0
     early_stop: bool = False
-    early_stop_top: int = 3
-    early_stop_bound: float = 1.0
+    early_stop_top: int = 5
+    early_stop_bound: float = -0.5
 
     def __post_init__(self) -> None:
         _check_types(self, "search")
