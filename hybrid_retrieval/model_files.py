@@ -67,22 +67,24 @@ def is_local(model: str) -> bool:
     return local_folder(model) is not None
 
 
-def kind_of(folder: Path) -> Kind:
-    """What a folder holds. Raises `InputError` where neither an encoder nor a reranker can be recognised."""
-    if (folder / "encoder.json").exists() and (folder / "reranker.json").exists():
-        raise InputError(f"{folder} holds an encoder and a reranker: say which with --kind")
-    if (folder / "encoder.json").exists() or (folder / "artifact.metadata").exists():
+def kind_to_export(folder: Path, asked: Kind | None = None) -> Kind:
+    """What a checkpoint is exported as: what is asked for, or what its files say. Raises `InputError` for what is an
+    ONNX export already, and where neither an encoder nor a reranker can be recognised."""
+    exported: tuple[Kind, ...] = ("encoder", "reranker") if asked is None else (asked,)
+    if any((folder / f"{kind}.json").exists() for kind in exported):
+        raise InputError(f"{folder}: an ONNX export already, which runs without torch: nothing is left to do")
+    if asked is not None:
+        return asked
+    if (folder / "artifact.metadata").exists():
         return "encoder"
-    if (folder / "reranker.json").exists():
-        return "reranker"
     names = read_json(folder / "config.json").get("architectures") or [] if (folder / "config.json").exists() else []
     if any(name.endswith("ForSequenceClassification") for name in names):
         return "reranker"
     if (folder / "modules.json").exists() or "HF_ColBERT" in names:
         return "encoder"
     raise InputError(
-        f"{folder}: neither a ColBERT encoder (artifact.metadata, modules.json or encoder.json) nor a sequence "
-        f"classifier (config.json with an architecture ...ForSequenceClassification, or reranker.json)"
+        f"{folder}: neither a ColBERT encoder (artifact.metadata or modules.json) nor a sequence classifier "
+        "(config.json with an architecture ...ForSequenceClassification)"
     )
 
 

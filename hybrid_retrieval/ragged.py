@@ -30,7 +30,7 @@ class Ragged:
         if len(offsets) == 0 or offsets[0] != 0 or offsets[-1] != len(self.data):
             ends = "none" if len(offsets) == 0 else f"{offsets[0]} to {offsets[-1]}"
             raise ArrayError(f"offsets must run from 0 to the number of rows of data ({len(self.data)}), got {ends}")
-        if np.any(offsets[1:] < offsets[:-1]):
+        if falls(offsets):
             raise ArrayError("offsets must never fall")
 
     def __len__(self) -> int:
@@ -69,6 +69,11 @@ class Ragged:
         offsets = np.zeros(len(rows) + 1, np.int64)
         np.cumsum(lengths, out=offsets[1:])
         return Ragged(self.data[expand_spans(self.offsets[rows], lengths)], offsets)
+
+
+def falls(offsets: NDArray[np.int64]) -> bool:
+    """Whether an offset is smaller than the one before. (A difference of 64 bits could wrap around.)"""
+    return bool(np.any(offsets[1:] < offsets[:-1]))
 
 
 def expand_spans(starts: NDArray[np.int64], lengths: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -172,12 +172,14 @@ def is_number(value: object) -> bool:
     return isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
 
 
-def check_count(name: str, value: object, least: int, most: int | None = None) -> None:
-    """Raise `QueryError` unless value is a whole number of at least `least` (and at most `most`)."""
+def check_count(name: str, value: object, least: int, most: int | None = None) -> int:
+    """The value as Python's int, since NumPy's overflow. Raises `QueryError` unless it is a whole number of at least
+    `least` (and at most `most`)."""
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
         raise QueryError(f"{name} must be a whole number of at least {least}, got {value!r}")
     if most is not None and value > most:
         raise QueryError(f"{name} must be at most {most:,}, got {value:,}")
+    return int(value)
 
 
 def check_probability(value: object) -> None:

@@ -95,8 +95,6 @@ def test_other_names_are_refused_without_asking_the_hub(name: str, no_hub: list[
 @pytest.mark.parametrize(
     ("files", "kind"),
     [
-        ({"encoder.json": {}}, "encoder"),
-        ({"reranker.json": {}}, "reranker"),
         ({"artifact.metadata": {}, "config.json": {"architectures": ["HF_ColBERT"]}}, "encoder"),
         ({"config.json": {"architectures": ["HF_ColBERT"]}}, "encoder"),
         ({"modules.json": {}, "config.json": {"architectures": ["BertModel"]}}, "encoder"),
@@ -106,15 +104,30 @@ def test_other_names_are_refused_without_asking_the_hub(name: str, no_hub: list[
 def test_the_kind_of_a_folder(tmp_path: Path, files: dict[str, Any], kind: str) -> None:
     for name, value in files.items():
         (tmp_path / name).write_text(json.dumps(value))
-    assert model_files.kind_of(tmp_path) == kind
+    assert model_files.kind_to_export(tmp_path) == kind
 
 
-@pytest.mark.parametrize("files", [(), ("config.json",), ("encoder.json", "reranker.json")])
-def test_a_folder_of_no_one_kind_is_refused(tmp_path: Path, files: tuple[str, ...]) -> None:
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ((), "neither a ColBERT encoder"),
+        (("config.json",), "neither a ColBERT encoder"),
+        (("encoder.json",), "an ONNX export already"),
+        (("reranker.json",), "an ONNX export already"),
+        (("encoder.json", "reranker.json"), "an ONNX export already"),
+    ],
+)
+def test_a_folder_with_nothing_to_export_is_refused(tmp_path: Path, files: tuple[str, ...], message: str) -> None:
     for name in files:
         (tmp_path / name).write_text("{}")
-    with pytest.raises(InputError):
-        model_files.kind_of(tmp_path)
+    with pytest.raises(InputError, match=message):
+        model_files.kind_to_export(tmp_path)
+    for kind in ("encoder", "reranker"):
+        if f"{kind}.json" in files:
+            with pytest.raises(InputError, match=message):
+                model_files.kind_to_export(tmp_path, kind)
+        else:
+            assert model_files.kind_to_export(tmp_path, kind) == kind
 
 
 @pytest.mark.parametrize("content", [None, b"", b"{", b"[1]", b"\xff\xfe", b'"x"'])

@@ -5,13 +5,13 @@ from __future__ import annotations
 import dataclasses
 import tempfile
 from pathlib import Path
+from typing import Literal
 
 import click
 from rich.table import Table
 from rich.text import Text
 
 from hybrid_retrieval.cli.output import NamedPath, echo_json, progress_bar, table_console
-from hybrid_retrieval.errors import InputError
 
 
 @click.command("export-onnx")
@@ -21,17 +21,21 @@ from hybrid_retrieval.errors import InputError
 @click.option("--dtype", type=click.Choice(["float32", "int8"]), default="float32", show_default=True)
 @click.option("--kind", type=click.Choice(["auto", "encoder", "reranker"]), default="auto", show_default=True)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-def export_onnx(model: str, folder: str, revision: str | None, dtype: str, kind: str, as_json: bool) -> None:
+def export_onnx(
+    model: str,
+    folder: str,
+    revision: str | None,
+    dtype: str,
+    kind: Literal["auto", "encoder", "reranker"],
+    as_json: bool,
+) -> None:
     """Write MODEL (a folder or a hub id) as ONNX to FOLDER, which then runs without torch."""
     from hybrid_retrieval import model_files
     from hybrid_retrieval.encoders.export import export_encoder
     from hybrid_retrieval.rerankers.export import export_reranker
 
     source = model_files.resolve(model, revision)
-    kinds = ("encoder", "reranker") if kind == "auto" else (kind,)
-    if any((source / f"{name}.json").exists() for name in kinds):
-        raise InputError(f"{model}: an ONNX export already, which runs without torch: nothing is left to do")
-    chosen = model_files.kind_of(source) if kind == "auto" else kind
+    chosen = model_files.kind_to_export(source, None if kind == "auto" else kind)
     export = export_encoder if chosen == "encoder" else export_reranker
     worst = export(source, Path(folder), dtype=dtype)
     if as_json:

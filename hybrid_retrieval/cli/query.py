@@ -28,7 +28,7 @@ def open_config(index: Index, config: str | None) -> PipelineConfig:
     """The configuration in a file, or else the one that an index was built with."""
     return (
         PipelineConfig.load(config)
-        if config is not None
+        if config
         else PipelineConfig.from_dict(index.config, source=f"{index.path} (its own)")
     )
 

@@ -70,10 +70,7 @@ def read_passage_lines(path: str | Path) -> Iterator[Passage]:
                 continue
             where = f"{path}:{number}"
             if line.lstrip().startswith("{"):
-                record = parse_object(line, where)
-                if not any(key in record for key in ID_KEYS):
-                    record["_id"] = str(position)
-                yield where, to_passage(record, where)
+                yield where, to_passage(parse_object(line, where), where, position)
             else:
                 yield where, Passage(str(position), line.strip())
             position += 1

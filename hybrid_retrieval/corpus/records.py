@@ -15,14 +15,16 @@ TEXT_KEYS = ("text", "contents")
 MAX_ID_BYTES = 512
 
 
-def to_passage(record: Mapping[str, Any], where: str) -> Passage:
+def to_passage(record: Mapping[str, Any], where: str, position: int | None = None) -> Passage:
     """A `Passage` from a mapping; `where` (a file and line) starts the message of the `CorpusError` it may
     raise.
 
     The id is the first of `_id`, `id`, `passage_id`, `docid` (an integer is taken as its digits), the text
     the first of `text`, `contents`; `title` may be missing or null. Every other key is metadata; the content
-    of BEIR's own `metadata` object is merged into it.
+    of BEIR's own `metadata` object is merged into it. position: of a record in a plain list, its id if it has none.
     """
+    if position is not None and not any(key in record for key in ID_KEYS):
+        record = {"_id": str(position), **record}
     id_key = find_key(record, ID_KEYS, "id", where)
     text_key = find_key(record, TEXT_KEYS, "text", where)
     passage_id = to_identifier(record[id_key], id_key, where)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from hybrid_retrieval.cache import CacheInfo, digest
 from hybrid_retrieval.config import RerankerConfig
-from hybrid_retrieval.corpus.records import ID_KEYS, to_passage
+from hybrid_retrieval.corpus.records import to_passage
 from hybrid_retrieval.errors import InputError
 from hybrid_retrieval.model_files import lasting_name, resolve
 from hybrid_retrieval.ragged import Ragged
@@ -165,7 +165,7 @@ class Reranker:
         records as in a corpus (`corpus.records.to_passage`), of which an id is not asked for. Returns the k best, ties
         in input order.
         """
-        check_count("k", k, 1)
+        k = check_count("k", k, 1)
         if isinstance(passages, str):
             raise InputError("rank takes a sequence of passages; got one string")
         is_table = hasattr(passages, "columns")  # iterates over the names of its columns
@@ -177,7 +177,7 @@ class Reranker:
         pairs = self.pair(query, tokens, lambda i: f"passage '{given[i].passage_id}'")
         (logits,) = self.scorer.score_pairs([pairs])
         elapsed = (time.perf_counter() - start) * 1e3
-        order = best_first(logits, int(k))
+        order = best_first(logits, k)
         return Ranking(
             ids=tuple(given[i].passage_id for i in order),
             scores=logits[order],
@@ -278,6 +278,5 @@ def _as_passage(value: str | Passage | Hit | Mapping[str, Any], position: int) -
     if isinstance(value, str):
         return Passage(str(position), value)
     if isinstance(value, Mapping):
-        known = any(key in value for key in ID_KEYS)
-        return to_passage(value if known else {"_id": str(position), **value}, f"passage {position}")
+        return to_passage(value, f"passage {position}", position)
     raise InputError(f"passage {position} must be a string, a Passage, a Hit or a mapping, got {value!r:.80}")

@@ -147,11 +147,10 @@ class Searcher:
         Raises `QueryError` and `ArrayError`.
         """
         checked = [self._checked(query) for query in queries]
-        check_count("k", k, 1)
-        check_count("nprobe", nprobe, 0)
-        check_count("num_candidates", num_candidates, 0)
-        check_count("threads", threads, 0, MOST_THREADS)
-        k, nprobe, num_candidates, threads = map(int, (k, nprobe, num_candidates, threads))  # NumPy's overflow
+        k = check_count("k", k, 1)
+        nprobe = check_count("nprobe", nprobe, 0)
+        num_candidates = check_count("num_candidates", num_candidates, 0)
+        threads = check_count("threads", threads, 0, MOST_THREADS)
         threads = threads or available_threads()
         width = Width.chosen(k, num_candidates)
         nprobe = min(nprobe or NPROBE + int(NPROBE_PER_K * k), self.snapshot.codec.num_centroids)

@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import hybrid_retrieval.storage.layout as layout
+from hybrid_retrieval.corpus.records import MAX_ID_BYTES
 from hybrid_retrieval.errors import CorpusError
 from hybrid_retrieval.storage.files import map_array
 from hybrid_retrieval.types import Passage, is_blank
-
-MOST_ID_BYTES = 512
 
 
 @dataclass(slots=True)
@@ -63,8 +62,8 @@ def encode_id(passage_id: str, where: str) -> bytes:
     data = _text_bytes(passage_id, f"{where}: id")
     if not passage_id.strip():
         raise CorpusError(f"{where}: id is empty")
-    if len(data) > MOST_ID_BYTES:
-        raise CorpusError(f"{where}: id has {len(data)} bytes; at most {MOST_ID_BYTES} are allowed")
+    if len(data) > MAX_ID_BYTES:
+        raise CorpusError(f"{where}: id has {len(data)} bytes; at most {MAX_ID_BYTES} are allowed")
     return data
 
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 import hybrid_retrieval.storage.layout as layout
 from hybrid_retrieval.errors import IndexDamagedError
-from hybrid_retrieval.ragged import Ragged, expand_spans
+from hybrid_retrieval.ragged import Ragged, expand_spans, falls
 from hybrid_retrieval.storage.files import map_array
 from hybrid_retrieval.storage.layout import SEGMENTS, ArrayFile
 from hybrid_retrieval.storage.manifest import unpack_deleted
@@ -169,6 +169,6 @@ def _offsets(
             f"{folder / file.name}: expected {rows + 1} offsets from 0 to {end}, found {len(offsets)}"
             + (f" from {offsets[0]} to {offsets[-1]}" if len(offsets) else "")
         )
-    if check_order and np.any(offsets[1:] < offsets[:-1]):
+    if check_order and falls(offsets):
         raise IndexDamagedError(f"{folder / file.name}: the offsets fall")
     return offsets

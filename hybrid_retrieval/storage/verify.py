@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hybrid_retrieval.errors import IndexDamagedError
+from hybrid_retrieval.ragged import falls
 from hybrid_retrieval.storage.files import check_size, sha256_of
 from hybrid_retrieval.storage.lists import BLOCK_TOKENS, postings
 from hybrid_retrieval.storage.manifest import newest_version, require_version
@@ -74,7 +75,7 @@ def _segment_problems(segment: Segment, num_centroids: int) -> list[str]:
     }
     if segment.reranker is not None:
         offsets["reranker offsets"] = segment.reranker.offsets
-    problems = [f"{name} fall" for name, values in offsets.items() if np.any(values[1:] < values[:-1])]
+    problems = [f"{name} fall" for name, values in offsets.items() if falls(values)]
     for start in range(0, len(segment.codes), BLOCK_TOKENS):
         if int(segment.codes[start : start + BLOCK_TOKENS].max()) >= num_centroids:
             problems.append(f"codes are not all below {num_centroids}")
