@@ -55,8 +55,11 @@ def _require(condition: bool, message: str) -> None:
 class EncoderConfig:
     """The ColBERT encoder.
 
-    model: `embedded`, a local folder, or a hub id (with `revision`). threads: 0 means every core.
-    batch_tokens: padded tokens in one forward pass. cached_queries: queries whose vectors are remembered, 0 none.
+    model: `embedded`, a local folder, or a hub id (with `revision`). backend: `torch` for checkpoints as they are
+    published, `onnx` or `native` (the kernels, on a CPU) for exports; `auto` takes what fits folder and machine.
+    device: `auto` is CUDA where the model runs on torch and finds one. dtype: `auto` is float16 on CUDA and float32 on
+    a CPU; an export keeps its own. threads: 0 means every core. batch_tokens: padded tokens in one forward pass.
+    cached_queries: queries whose vectors are remembered, 0 none.
     """
 
     model: str = "embedded"
@@ -143,12 +146,14 @@ class SearchConfig:
 class RerankerConfig:
     """Stage 2.
 
-    model: `embedded`, a local folder, a hub id (with `revision`), or `none` to stop after stage 1.
-    truncation: `only_second` cuts as FlagReranker does (the query to 3/4 of max_tokens, then the passage);
-    `longest_first` cuts as sentence-transformers does. max_tokens: of a pair; 0 takes the model's own (512 for
-    FlagReranker's). long_passages: one that does not fit is read in windows that share window_overlap tokens and scored
-    by their `max` or `mean`; `cut` reads its start alone. max_passage_tokens: with windows, tokens of a passage that
-    are read at all, 0 all of them. cached_pairs: scores of pairs that are remembered, 0 none.
+    model: `embedded`, a local folder, a hub id (with `revision`), or `none` to stop after stage 1. backend, device,
+    dtype and threads: as of the encoder; dtype may be `float8` too, on Ada and Hopper cards and newer ones. truncation:
+    `only_second` cuts as FlagReranker does (the query to the model's own limit, or to 3/4 of max_tokens where that is
+    set otherwise; then the passage); `longest_first` cuts as sentence-transformers does. batch_tokens: padded tokens in
+    one forward pass. max_tokens: of a pair; 0 takes the model's own (512 for FlagReranker's). long_passages: one that
+    does not fit is read in windows that share window_overlap tokens and scored by their `max` or `mean`; `cut` reads
+    its start alone. max_passage_tokens: with windows, tokens of a passage that are read at all, 0 all of them.
+    cached_pairs: scores of pairs that are remembered, 0 none.
     """
 
     model: str = "embedded"
@@ -188,7 +193,7 @@ class FusionConfig:
 
     method `reranker`: by the raw logit. `weighted`: by w * z(logit) + (1 - w) * z(MaxSim), where z standardises over
     the candidates of one query. `fitted`: as the fusion file `file` says, which `hybrid-retrieval fit-fusion` writes.
-    `auto`: what the reranker's own files recommend, else `reranker`.
+    `auto`: what the reranker's own files recommend, else `reranker`. weight: w, read with `weighted` only.
     """
 
     method: Literal["auto", "reranker", "weighted", "fitted"] = "auto"
@@ -226,7 +231,7 @@ class PipelineConfig:
 
     @classmethod
     def load(cls, path: str | Path) -> PipelineConfig:
-        """Read a YAML file."""
+        """Read a YAML file. Raises `ConfigError`, also where there is none."""
         path = Path(path)
         try:
             values = yaml.load(path.read_text(encoding="utf-8"), _StrictLoader)

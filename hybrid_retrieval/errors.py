@@ -16,6 +16,7 @@ HybridRetrievalError
 ├── ModelError                        a model could not be loaded or gave impossible output
 │   ├── ModelNotFoundError            no such model here, and how to get it (exit 2)
 │   └── ModelSettingsError            a device, backend, dtype or length that the model cannot run with (exit 2)
+├── DeviceMemoryError                 an index or a search needs more memory than the device has
 └── OptionalDependencyError           an extra is not installed (also ImportError; exit 2)
 """
 

@@ -48,7 +48,8 @@ class Index:
     def to(self, device: str) -> Index:
         """The same version, searched on `cpu`, on `cuda` (needs the extra `gpu`), or on `auto`: CUDA if there is one.
 
-        Its vectors lie in the device's memory where they fit; else they stay mapped and are read from the host.
+        Its vectors lie in the device's memory where they fit; else they stay mapped and are read from the host. Raises
+        `ModelSettingsError` for another device or one that is not there, `OptionalDependencyError` without the extra.
         """
         return Index(self._snapshot, device)
 
@@ -72,7 +73,9 @@ class Index:
         of a JSON line). encoder, reranker: a model's name, a loaded one, or by default what the configuration
         names; reranker None stores no tokens for stage 2. The index remembers where they were
         loaded from. nbits: instead of the configuration's. config: a
-        `PipelineConfig`, a mapping, or a YAML file. resume, overwrite, progress: see `builder.build_index`.
+        `PipelineConfig`, a mapping, or a YAML file. resume, overwrite, progress: see `builder.build_index`. Raises
+        `CorpusError`, `ConfigError`, `IndexExistsError`, `IndexLockedError`, and what loading the models raises; no
+        index is left behind.
         """
         settings = _settings(config)
         if nbits is not None:
@@ -146,7 +149,10 @@ class Index:
     ) -> Ranking:
         """The k best passages by MaxSim.
 
-        query_vectors: float [Lq, D]. bound: fill in the ranking's `recall_bound`. See `Searcher.search`.
+        query_vectors: float [Lq, D]. exact: score every passage. nprobe: centroids that each query token probes, 0
+        chooses from k. num_candidates: passages that are scored exactly by MaxSim, 0 chooses (not the candidates that
+        `Pipeline.query` rescores). threads: 0 means every core. bound: fill in the ranking's `recall_bound`, which
+        reads every code. Raises `QueryError` and `ArrayError`.
         """
         rows, scores, recall_bound = self._searcher.search(
             query_vectors,

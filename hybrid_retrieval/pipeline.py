@@ -87,6 +87,8 @@ class Pipeline:
         """Open an index with the models that a configuration names.
 
         config: a YAML file, a mapping, a `PipelineConfig`, or None for the configuration the index was built with.
+        Raises `ConfigError`, what `Index.open` raises, `ModelMismatchError` where the index was built with another
+        encoder, and what loading the models raises.
         """
         if not isinstance(index, Index):
             index = Index.open(index)
@@ -115,10 +117,10 @@ class Pipeline:
 
         num_candidates: passages that the reranker scores; by default the configuration's, and never fewer than k. If
         fewer than k are asked for, the rest follow in stage 1's order with no reranker score.
-        rerank: False stops after stage 1.
+        rerank: False stops after stage 1, where num_candidates and deadline_ms have nothing to act on.
         deadline_ms: milliseconds from now after which the best ranking so far is returned: stage 2 begins no round of
         pairs that is not predicted to be done by then (`Ranking.rescored` and a note say how far it got). Stage 1 is
-        never cut short: a deadline that leaves no time for stage 2 gives its order.
+        never cut short: a deadline that leaves no time for stage 2 gives its order. Raises as `query_batch` does.
         """
         return self.query_batch([text], k, num_candidates=num_candidates, rerank=rerank, deadline_ms=deadline_ms)[0]
 

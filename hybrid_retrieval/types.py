@@ -68,10 +68,10 @@ class Ranking(Sequence[Hit]):
     ids: N passage identifiers. scores: float32 [N]. The optional arrays are float32 [N] (retrieval_ranks: int64 [N]),
     None where their stage did not run; a NaN among reranker_scores marks a passage that was not rescored.
     probabilities: of being relevant, where a fitted fusion calibrates scores; NaN for a passage beyond those it
-    compares. `passages` holds the passages behind the ids, or None where there is no text. rescored: how many
-    candidates stage 2 scored, None where it was not asked to. recall_bound: a sure lower bound, 0 to 1, on the share of
-    these hits that exhaustive search over the same index returns too; None where it was not asked for.
-    timings_ms: milliseconds by stage. notes: what a reader of the scores should know (e.g. pairs cut at the
+    compares. `passages` holds the passages behind the ids (their text is empty in an index made from vectors).
+    rescored: how many candidates stage 2 scored, None where it was not asked to. recall_bound: a sure lower bound, 0 to
+    1, on the share of these hits that exhaustive search over the same index returns too; None where it was not asked
+    for. timings_ms: milliseconds by stage. notes: what a reader of the scores should know (e.g. pairs cut at the
     reranker's limit).
     """
 

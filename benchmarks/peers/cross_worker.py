@@ -35,11 +35,11 @@ Score = Callable[[str, list[str]], Any]
 
 def hybrid_retrieval(folder: str, backend: str, dtype: str = "auto") -> Score:
     """With its own defaults (batches under a token budget, longest with longest), but no memory of earlier pairs, and
-    long passages cut as the peers cut them: by default it would read all of them, in windows."""
+    long passages cut as the peers cut them, and where: by default it would read all of them, in windows."""
     from hybrid_retrieval import Reranker
 
     options = {"backend": backend, "device": DEVICE, "dtype": dtype, "threads": int(THREADS), "cached_pairs": 0}
-    options["long_passages"] = "cut"
+    options |= {"long_passages": "cut", "max_tokens": MAX_TOKENS}
     reranker = Reranker.load(folder, **options)
     return lambda query, passages: reranker.score([(query, passage) for passage in passages])
 

