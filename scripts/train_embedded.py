@@ -11,6 +11,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from hybrid_retrieval.config import MOST_THREADS
 from hybrid_retrieval.errors import HybridRetrievalError
 from hybrid_retrieval.optional import require
 
@@ -43,6 +44,22 @@ def main() -> int:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--resume", action="store_true", help="go on from the checkpoints in --work")
     arguments = parser.parse_args()
+    for name, least, most in (
+        ("dimensions", 8, 384),
+        ("projection_steps", 1, None),
+        ("upper_steps", 1, None),
+        ("reranker_steps", 1, None),
+        ("second_steps", 0, None),
+        ("fusion_weight", 0, 1),
+        ("seed", 0, None),
+        ("threads", 1, MOST_THREADS),
+    ):
+        value = getattr(arguments, name)
+        if not least <= value <= (value if most is None else most):
+            limits = f"at least {least}" if most is None else f"{least} to {most}"
+            parser.error(f"--{name.replace('_', '-')} must be {limits}, got {value}")
+    if arguments.dimensions % 8:
+        parser.error(f"--dimensions must be a multiple of 8, got {arguments.dimensions}")
 
     try:
         require("torch", "training")

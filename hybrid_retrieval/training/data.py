@@ -7,6 +7,7 @@ import random
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer
@@ -28,7 +29,9 @@ WEIGHTS = {
 
 
 HELD_OUT = 150
-"""Passages of each file that no training step sees."""
+"""Passages of each file that no training step sees, nor another passage for one of their questions."""
+DRAWN, SPLIT_SEED = 4000, 0
+"""Rows that are read of a file, and what shuffles it before: whatever a training's seed, the same rows are held out."""
 
 
 @dataclass(frozen=True)
@@ -73,18 +76,22 @@ def draw_shares(files: Shares, across: Shares, documentation: Shares, more: Mapp
 def load_pairs(
     folder: Path, tokenizer: Tokenizer, *, limit: int, seed: int, names: Iterable[str] = tuple(WEIGHTS)
 ) -> dict[str, list[Pair]]:
-    """At most ``limit`` pairs of each file of ``names``, shuffled, without the first
-    ``HELD_OUT`` passages' pairs of the shuffle, which tune and check (``held_out``)."""
+    """At most ``limit`` pairs of each file of ``names``, shuffled, without those that tune and check (``held_out``) and
+    without all that asks one of their questions or is of one of their functions of the PHP manual."""
     out = {}
     for name in names:
-        pairs = _read(folder / f"{name}.jsonl", tokenizer, seed)
-        out[name] = [pair for pair in pairs if pair.passage_key >= HELD_OUT][:limit]
+        held, rest = _split(folder / f"{name}.jsonl", tokenizer)
+        asked = {row["query"] for row, _ in held}
+        functions = {_function(row) for row, _ in held} - {None}
+        pairs = [pair for row, pair in rest if row["query"] not in asked and _function(row) not in functions]
+        random.Random(seed).shuffle(pairs)
+        out[name] = pairs[:limit]
     return out
 
 
-def held_out(folder: Path, tokenizer: Tokenizer, name: str, *, seed: int) -> list[Pair]:
-    """The pairs of one file that ``load_pairs`` leaves out."""
-    return [pair for pair in _read(folder / f"{name}.jsonl", tokenizer, seed) if pair.passage_key < HELD_OUT]
+def held_out(folder: Path, tokenizer: Tokenizer, name: str) -> list[Pair]:
+    """The pairs of the first ``HELD_OUT`` passages of one file, which ``load_pairs`` leaves out."""
+    return [pair for _, pair in _split(folder / f"{name}.jsonl", tokenizer)[0]]
 
 
 BITEXT_LANGUAGES = (
@@ -108,7 +115,8 @@ def load_bitext(
     for language in BITEXT_LANGUAGES:
         lines = (folder / f"{language}-eng.tsv").read_text(encoding="utf-8").splitlines()
         rows = [line.split("\t") for line in lines]
-        rows = [row for row in rows if len(row) == 2 and len(row[0]) > 12 and len(row[1]) > 20]
+        # In bytes: a sign of Chinese says as much as several letters.
+        rows = [row for row in rows if len(row) == 2 and len(row[0].encode()) > 12 and len(row[1]) > 20]
         rng.shuffle(rows)
         taken = rows[: (more or {}).get(language, per_language)]
         chosen += taken
@@ -122,31 +130,30 @@ def load_across(
 ) -> dict[str, list[Pair]]:
     """For each language, its purposes of PHP functions as queries and the English manual's entries as passages.
 
-    Functions that ``held_out`` keeps back are left out, in whatever language.
+    Functions that ``held_out`` keeps back are left out, in whatever language, and so is what has a text of theirs.
     """
-
-    def key(row: dict[str, str]) -> str:
-        return row["positive_id"].split("-", 1)[1]
-
-    rows = [json.loads(line) for line in (folder / "php_purpose.jsonl").read_text(encoding="utf-8").splitlines()]
-    held = {
-        tuple(side)
-        for pair in held_out(folder, tokenizer, "php_purpose", seed=seed)
-        for side in (pair.query, pair.passage)
-    }
-    english = {key(row): row for row in rows if row["lang"] == "en-en"}
+    path = folder / "php_purpose.jsonl"
+    held_rows = [row for row, key in _keyed(_drawn(path)) if key < HELD_OUT]
+    functions = {_function(row) for row in held_rows}
+    texts = {row[side] for row in held_rows for side in ("query", "positive")}
+    rows = [row for row in _rows(path) if _function(row) not in functions]
+    english = {_function(row): row for row in rows if row["lang"] == "en-en"}
     rng = random.Random(seed)
     out: dict[str, list[Pair]] = {}
     for language, wanted in per_language.items():
-        found = [row for row in rows if row["lang"] == f"{language}-{language}" and key(row) in english]
+        found = [row for row in rows if row["lang"] == f"{language}-{language}" and _function(row) in english]
         rng.shuffle(found)
         out[language] = []
         for row in found:
-            target = english[key(row)]
-            texts = [row["query"][:1000], target["positive"][:3000], row["positive"][:3000], target["query"][:1000]]
-            ids = [encoding.ids for encoding in tokenizer.encode_batch(texts, add_special_tokens=False)]
-            if len(out[language]) < wanted and len(ids[0]) >= 4 and not any(tuple(side) in held for side in ids):
-                out[language].append(Pair(ids[0], ids[1], len(out[language])))
+            target = english[_function(row)]
+            if len(out[language]) == wanted:
+                break
+            if not texts.isdisjoint([row["query"], row["positive"], target["query"], target["positive"]]):
+                continue
+            sides = [row["query"][:1000], target["positive"][:3000]]
+            query, passage = (side.ids for side in tokenizer.encode_batch(sides, add_special_tokens=False))
+            if len(query) >= 4:
+                out[language].append(Pair(query, passage, len(out[language])))
     return out
 
 
@@ -204,18 +211,40 @@ def load_documentation(
     return pairs
 
 
-def _read(path: Path, tokenizer: Tokenizer, seed: int, cap: int = 4000) -> list[Pair]:
-    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    random.Random(seed).shuffle(rows)
-    rows = rows[:cap]
-    queries = tokenizer.encode_batch([row["query"][:1000] for row in rows], add_special_tokens=False)
-    passages = tokenizer.encode_batch([row["positive"][:3000] for row in rows], add_special_tokens=False)
+Row = dict[str, Any]
+
+
+def _rows(path: Path) -> list[Row]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def _drawn(path: Path) -> list[Row]:
+    rows = _rows(path)
+    random.Random(SPLIT_SEED).shuffle(rows)
+    return rows[:DRAWN]
+
+
+def _keyed(rows: Iterable[Row]) -> list[tuple[Row, int]]:
+    """Each row with its passage's number, by first occurrence."""
     keys: dict[str, int] = {}
-    return [
-        Pair(q.ids, p.ids, keys.setdefault(row["positive"], len(keys)))
-        for q, p, row in zip(queries, passages, rows, strict=True)
-        if q.ids and p.ids
-    ]
+    return [(row, keys.setdefault(row["positive"], len(keys))) for row in rows]
+
+
+def _function(row: Row) -> str | None:
+    """The function that an entry of the PHP manual is of, whose purpose is told in several languages."""
+    return str(row["positive_id"]).split("-", 1)[1] if row.get("source") == "php" else None
+
+
+def _split(path: Path, tokenizer: Tokenizer) -> tuple[list[tuple[Row, Pair]], list[tuple[Row, Pair]]]:
+    """(held out, the rest), each pair with its row."""
+    rows = _keyed(_drawn(path))
+    queries = tokenizer.encode_batch([row["query"][:1000] for row, _ in rows], add_special_tokens=False)
+    passages = tokenizer.encode_batch([row["positive"][:3000] for row, _ in rows], add_special_tokens=False)
+    sides: tuple[list[tuple[Row, Pair]], list[tuple[Row, Pair]]] = ([], [])
+    for query, passage, (row, key) in zip(queries, passages, rows, strict=True):
+        if query.ids and passage.ids:
+            sides[key >= HELD_OUT].append((row, Pair(query.ids, passage.ids, key)))
+    return sides
 
 
 def wrap(prefix: Sequence[int], ids: Sequence[int], limit: int) -> list[int]:

@@ -18,7 +18,7 @@ from tokenizers import Tokenizer
 from hybrid_retrieval.model_files import EMBEDDED_FOLDER
 from hybrid_retrieval.training import code_switching
 from hybrid_retrieval.training.base_weights import read_base, tokenizer_json
-from hybrid_retrieval.training.data import Pair, held_out, load_pairs
+from hybrid_retrieval.training.data import DRAWN, Pair, answers, held_out, load_pairs
 
 FILES = ("squad_train", "tydiqa-en", "tydiqa-ko", "tydiqa-sw", "jaquad", "scifact", "php_purpose", "mdn_xling")
 ENGLISH, SWITCHED = ("squad_train", "tydiqa-en"), ("ara", "cmn")
@@ -36,7 +36,7 @@ def write_dev_set(
     pool: int,
 ) -> None:
     """``queries`` held-out questions (one a passage) against the held-out passages and as many of the others'
-    as make ``pool``."""
+    as make ``pool``; of these every passage that answers a question is judged so."""
     passages = {pair.passage_key: pair for pair in held}
     for pair in others:
         if len(passages) >= pool:
@@ -49,7 +49,13 @@ def write_dev_set(
     for file, rows in (("corpus.jsonl", corpus), ("queries.jsonl", found)):
         text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
         (folder / name / file).write_text(text, encoding="utf-8")
-    lines = [f"q{pair.passage_key}\t{pair.passage_key}\t1\n" for pair in asked]
+    relevant = answers([*held, *others])
+    lines = [
+        f"q{pair.passage_key}\t{key}\t1\n"
+        for pair in asked
+        for key in sorted(relevant[tuple(pair.query)])
+        if key in passages
+    ]
     (folder / name / "qrels" / "dev.tsv").write_text("query-id\tcorpus-id\tscore\n" + "".join(lines), encoding="utf-8")
 
 
@@ -74,8 +80,8 @@ def main() -> None:
     arguments = parser.parse_args()
     queries, pool = arguments.questions, arguments.passages
     tokenizer = Tokenizer.from_str(tokenizer_json(read_base(arguments.base)))
-    drawn = load_pairs(arguments.pairs, tokenizer, limit=4000, seed=0)
-    held = {name: held_out(arguments.pairs, tokenizer, name, seed=0) for name in FILES}
+    drawn = load_pairs(arguments.pairs, tokenizer, limit=DRAWN, seed=0)
+    held = {name: held_out(arguments.pairs, tokenizer, name) for name in FILES}
     for name in FILES:
         write_dev_set(arguments.out, name, held[name], drawn[name], tokenizer, queries=queries, pool=pool)
     if arguments.sentences is not None:

@@ -20,7 +20,7 @@ from hybrid_retrieval.training.modules import CrossEncoder
 
 FROZEN = 4
 QUERY_TOKENS, PASSAGE_TOKENS = 48, 176
-"""Training lengths of the two parts of a pair; at run time pairs have at most 512 tokens."""
+"""Training lengths of the two parts of a pair; at run time passages are read in windows of such a length."""
 POOL = 1000
 """Pairs of a file among whose passages negatives are sought, where no more of its questions are kept."""
 NEGATIVES, DEPTH, SHORTLIST = 3, 12, 40

@@ -9,6 +9,7 @@ import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -29,7 +30,7 @@ from hybrid_retrieval.training import (
 from hybrid_retrieval.training.base_weights import BaseModel, read_base, tokenizer_json
 from hybrid_retrieval.training.data import Pair
 from hybrid_retrieval.training.export import write_atomically, write_encoder, write_reranker
-from hybrid_retrieval.training.loop import Course
+from hybrid_retrieval.training.loop import Course, save_atomically
 from hybrid_retrieval.training.modules import CrossEncoder, Trunk
 
 ENCODER: dict[str, Any] = {
@@ -77,7 +78,7 @@ class Setting:
 
     def drawn(self, names: Iterable[str]) -> dict[str, list[Pair]]:
         """Pairs of some files, in the order in which the recipes count them."""
-        return data.load_pairs(self.pairs, self.tokenizer, limit=4000, seed=self.seed, names=names)
+        return data.load_pairs(self.pairs, self.tokenizer, limit=data.DRAWN, seed=self.seed, names=names)
 
     def bitext(self, each: int, more: Mapping[str, int], offset: int) -> list[tuple[str, list[int], list[int]]]:
         """Translated sentences; ``offset`` makes another draw of each part of the training."""
@@ -143,17 +144,17 @@ def _encoder(setting: Setting, dimensions: int, projection_steps: int, upper_ste
         encoder = projection_recipe.train_projection(
             base, pairs, sentences, per_weight=45, dimensions=dimensions, steps=projection_steps, seed=seed
         )
-        torch.save({"weight": encoder.projection.weight.detach(), "made_of": made_of}, path)
+        save_atomically({"weight": encoder.projection.weight.detach(), "made_of": made_of}, path)
     write_encoder(base, arrays(encoder), work / "untrained", ENCODER)
     recipe = upper_recipe
     drawn = setting.drawn(recipe.FILES)
     sources = {name: drawn[name][:limit] for name, (_, limit) in recipe.FILES.items()}
     sources |= setting.across(recipe.ACROSS) | setting.documented(recipe.DOCUMENTATION, recipe.PASSAGE_TOKENS)
-    bitext = setting.bitext(recipe.OTHER_LANGUAGES, recipe.PER_LANGUAGE, 1)
+    bitext = _upper_bitext(setting)
     hosts = [pair.passage for name in recipe.HOSTS for pair in drawn[name]]
     sources |= recipe.stated(bitext[1::2], hosts, seed=seed)
     material = recipe.gather(work / "untrained", sources, bitext[0::2], work, threads=setting.threads)
-    made_of = _made_of(work / "untrained", (seed, sources, bitext))
+    made_of = _made_of(work / "untrained", recipe, (seed, sources, bitext))
     done = recipe.train_upper(encoder, material, setting.course(upper_steps, "upper.ckpt", made_of))
     if done:
         trained = arrays(upper_recipe.rotated(encoder, seed))
@@ -164,10 +165,10 @@ def _encoder(setting: Setting, dimensions: int, projection_steps: int, upper_ste
 
 
 def _unseen(setting: Setting, drawn: dict[str, list[Pair]]) -> dict[str, tuple[list[Pair], list[Pair]]]:
-    """What ``query_weights_recipe.learn`` takes: pairs that ``_encoder`` left over of the ``drawn`` and of other files
-    (of sentences, some may have been shown)."""
+    """What ``query_weights_recipe.learn`` takes: of the ``drawn`` and of other files the pairs that the encoder's
+    layers did not learn from, nor from another with the same question; and all pairs of the file."""
     recipe, upper = query_weights_recipe, upper_recipe
-    found = {name: (rows[upper.FILES[name][1] :], rows) for name, rows in drawn.items()}
+    found = {name: (_left_over(rows, upper.FILES[name][1]), rows) for name, rows in drawn.items()}
     across, documented = (
         {language: (share, limit + recipe.QUESTIONS) for language, (share, limit) in shares.items()}
         for shares in (upper.ACROSS, upper.DOCUMENTATION)
@@ -175,15 +176,30 @@ def _unseen(setting: Setting, drawn: dict[str, list[Pair]]) -> dict[str, tuple[l
     more = setting.across(across) | setting.documented(documented, upper.PASSAGE_TOKENS)
     seen = {data.across_file(language): limit for language, (_, limit) in upper.ACROSS.items()}
     seen |= {data.documentation_file(language): limit for language, (_, limit) in upper.DOCUMENTATION.items()}
-    found |= {name: (rows[seen[name] :], rows) for name, rows in more.items()}
+    found |= {name: (_left_over(rows, seen[name]), rows) for name, rows in more.items()}
     hosts = [pair.passage for name in upper.HOSTS for pair in drawn[name]]
-    stated = data.statements(setting.bitext(recipe.SENTENCES_EACH, recipe.SENTENCES_MORE, 3), hosts, seed=setting.seed)
+    bitext = setting.bitext(recipe.SENTENCES_EACH, recipe.SENTENCES_MORE, 3)
+    shown = {tuple(english) for _, _, english in _upper_bitext(setting)}
+    unseen = [row for row in bitext if tuple(row[2]) not in shown]
+    stated = data.statements(unseen, hosts, seed=setting.seed)
     return found | {"stated": (stated, stated)}
 
 
-def _made_of(encoder: Path, told: object) -> str:
-    """A digest of an exported encoder's weights and of what else a step was given."""
-    return hashlib.sha256((encoder / "encoder.safetensors").read_bytes() + repr(told).encode()).hexdigest()
+def _upper_bitext(setting: Setting) -> list[tuple[str, list[int], list[int]]]:
+    """The translated sentences that the upper layers learn from."""
+    return setting.bitext(upper_recipe.OTHER_LANGUAGES, upper_recipe.PER_LANGUAGE, 1)
+
+
+def _left_over(rows: list[Pair], kept: int) -> list[Pair]:
+    """The pairs after the first ``kept``, without those that ask a question of these."""
+    asked = {tuple(pair.query) for pair in rows[:kept]}
+    return [pair for pair in rows[kept:] if tuple(pair.query) not in asked]
+
+
+def _made_of(encoder: Path, recipe: ModuleType, told: object) -> str:
+    """A digest of an exported encoder's weights, of a recipe's numbers, and of what else a step was given."""
+    numbers = {name: value for name, value in vars(recipe).items() if name.isupper()}
+    return hashlib.sha256((encoder / "encoder.safetensors").read_bytes() + repr((numbers, told)).encode()).hexdigest()
 
 
 def _kept(path: Path, made_of: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
@@ -204,7 +220,7 @@ def _query_weights(
     seed, threads = setting.seed, setting.threads
     return _kept(
         setting.work / "query-weights.json",
-        _made_of(encoder, (seed, sources)),
+        _made_of(encoder, query_weights_recipe, (seed, sources)),
         lambda: query_weights_recipe.learn(encoder, sources, seed=seed, threads=threads),
     )
 
@@ -227,7 +243,7 @@ def _reranker(setting: Setting, steps: int, second_steps: int, weight: float) ->
     """Mine negatives with the encoder in ``out``, train the cross-encoder in two rounds, export."""
     recipe, out, seed = reranker_recipe, setting.out, setting.seed
     sources = _reranker_sources(setting)
-    made_of = _made_of(out, (seed, [(name, limit, drawn) for name, (drawn, limit) in sources.items()]))
+    made_of = _made_of(out, recipe, (seed, [(name, limit, drawn) for name, (drawn, limit) in sources.items()]))
     lists = _kept(
         setting.work / "reranker-lists.json",
         made_of,
@@ -246,18 +262,25 @@ def _reranker(setting: Setting, steps: int, second_steps: int, weight: float) ->
     return done
 
 
-def _second_round(setting: Setting, model: CrossEncoder, steps: int) -> bool:
-    """Learn lexicons and rank passages with the encoder in ``out``, train ``model`` on."""
-    recipe, upper = second_round_recipe, upper_recipe
-    tokenizer, out, seed = setting.tokenizer, setting.out, setting.seed
+def _second_round_sources(setting: Setting) -> dict[str, tuple[list[Pair], list[Pair]]]:
+    """What ``second_round_recipe.gather`` ranks passages for: of each of its files what the encoder did not learn from
+    and what it did."""
+    upper = upper_recipe
     drawn = setting.drawn(upper.FILES)
     unseen = _unseen(setting, drawn)
-    sources = {
-        name: (unseen[name][0], drawn.get(name, [])[: upper.FILES.get(name, (0, 0))[1]]) for name in recipe.FILES
-    }
+    hosts = [pair.passage for name in upper.HOSTS for pair in drawn[name]]
+    seen = {name: drawn[name][:limit] for name, (_, limit) in upper.FILES.items()}
+    seen["stated"] = data.statements(_upper_bitext(setting)[1::2], hosts, seed=setting.seed)
+    return {name: (unseen[name][0], seen.get(name, [])) for name in second_round_recipe.FILES}
+
+
+def _second_round(setting: Setting, model: CrossEncoder, steps: int) -> bool:
+    """Learn lexicons and rank passages with the encoder in ``out``, train ``model`` on."""
+    recipe, tokenizer, out, seed = second_round_recipe, setting.tokenizer, setting.out, setting.seed
+    sources = _second_round_sources(setting)
     told = json.loads((out / "encoder.json").read_text(encoding="utf-8"))["query"]["weights"]
     weights = TokenWeights(tuple(told["direction"]), told["bias"])
-    made_of = _made_of(out, (seed, told, recipe.FILES, code_switching.LANGUAGES, sources))
+    made_of = _made_of(out, recipe, (seed, told, code_switching.LANGUAGES, sources))
 
     def gather() -> dict[str, Any]:
         english = (

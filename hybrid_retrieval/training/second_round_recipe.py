@@ -42,8 +42,8 @@ SCALE = 30.0
 
 @dataclass(frozen=True)
 class Use:
-    """Of one file: questions asked that the encoder never saw and, of those it learned from, how many; versions of each
-    in other languages; shares of the draw of the questions as they are and in other languages."""
+    """Of one file: how many questions are asked at most that the encoder never saw, and of those it learned from;
+    versions of each in other languages; shares of the draw of the questions as they are and in other languages."""
 
     unseen: int
     seen: int = 0
@@ -66,7 +66,7 @@ FILES: Mapping[str, Use] = {
     "iapp-thai": Use(600, share=0.6),
     "mdn_xling": Use(900),
     "php_purpose": Use(600),
-    "stated": Use(2200, share=2.5),
+    "stated": Use(1100, 1100, share=2.5),
     **{
         data.across_file(language): Use(500 if language == "zh" else 200, share=share)
         for language, share in {"zh": 0.7, "es": 0.3, "fr": 0.3, "ru": 0.4, "ja": 0.3, "de": 0.3}.items()
@@ -185,14 +185,19 @@ def gather(
     threads: int,
 ) -> Lists:
     """Rank passages for every question with an exported encoder and the weights of its query tokens. sources: of each
-    of ``FILES`` the pairs that the encoder never saw and those that it learned from."""
+    of ``FILES`` the pairs that the encoder never saw and those that it learned from; where there are fewer than asked
+    for, all of them are taken."""
     runs = ExportedEncoder(encoder, threads=threads)
     gathering = _Gathering(runs, weights, lexicons, tokenizer, random.Random(seed))
     for name, (unseen, seen) in sources.items():
         use = FILES[name]
         for pairs, is_unseen in ((unseen[: use.unseen], True), (seen[: use.seen], False)):
             gathering.ask(name, pairs, use.versions, unseen=is_unseen)
-        print(f"second round: {len(gathering.lists.files)} questions up to {name}", flush=True)
+        print(
+            f"second round: {name}: {min(len(unseen), use.unseen)} of {use.unseen} unseen questions, "
+            f"{min(len(seen), use.seen)} of {use.seen} seen ones; {len(gathering.lists.files)} lists so far",
+            flush=True,
+        )
     return gathering.lists
 
 

@@ -7,6 +7,8 @@ upper ones learn from the very numbers they will be given.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,15 +40,17 @@ class States:
 def keep_states(encoder: Path, rows: Sequence[Sequence[int]], frozen: int, work: Path, *, threads: int) -> States:
     """Run rows of token ids through an exported encoder's ``frozen`` first layers, and on to the end.
 
-    Written under ``work`` and taken from there where the same rows were run before.
+    Written under ``work`` and taken from there where the same rows were run through the same layers before.
     """
     work.mkdir(parents=True, exist_ok=True)
     offsets = np.zeros(len(rows) + 1, np.int64)
     np.cumsum([len(row) for row in rows], out=offsets[1:])
     flat = np.concatenate([np.asarray(row, np.int64) for row in rows])
+    layers = np.frombuffer(hashlib.sha256((encoder / "encoder.safetensors").read_bytes()).digest(), np.uint8)
+    told = {"ids": flat, "offsets": offsets, "frozen": np.array(frozen), "layers": layers}
     if (work / "states.npz").exists():
         known = np.load(work / "states.npz")
-        if np.array_equal(known["ids"], flat) and np.array_equal(known["offsets"], offsets):
+        if all(name in known and np.array_equal(known[name], value) for name, value in told.items()):
             return States(np.load(work / "lower.npy", "r"), np.load(work / "final.npy", "r"), offsets)
     facts = trunk_facts(encoder)
     below = NativeTrunk(encoder, dataclasses.replace(facts, layers=frozen), variant=dispatch.variant(), threads=threads)
@@ -67,5 +71,7 @@ def keep_states(encoder: Path, rows: Sequence[Sequence[int]], frozen: int, work:
         last[here] = unscaled / np.linalg.norm(unscaled, axis=1, keepdims=True)
         if start // BLOCK % 20 == 0:
             print(f"states: {start} of {len(rows)} texts", flush=True)
-    np.savez(work / "states.npz", ids=flat, offsets=offsets)
+    with open(work / "unfinished.npz", "wb") as file:
+        np.savez(file, ids=flat, offsets=offsets, frozen=told["frozen"], layers=layers)
+    os.replace(work / "unfinished.npz", work / "states.npz")
     return States(lower, last, offsets)

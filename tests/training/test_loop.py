@@ -16,7 +16,7 @@ STEPS = 12
 
 
 def run(
-    checkpoint: Path, *, resume: bool = False, stopped_at: int | None = None, stop_after: int = 0, made_of: str = ""
+    checkpoint: Path, *, resume: bool = False, stopped_at: int | None = None, made_of: str = "", steps: int = STEPS
 ):  # type: ignore[no-untyped-def]
     """(finished, weights) of a small regression."""
     torch.manual_seed(0)
@@ -27,16 +27,16 @@ def run(
             os.kill(os.getpid(), signal.SIGTERM)
         x = torch.from_numpy(torch.randn(8, 4, generator=torch.Generator().manual_seed(i)).numpy())
         loss = (model(x) - x[:, :2]).square().mean()
-        return loss, {"loss": loss.item()}
+        return loss, {"loss": loss.item(), "one": 1.0}
 
     finished = train(
         model,
         step,
-        Course(STEPS, checkpoint, resume, made_of=made_of),
+        Course(steps, checkpoint, resume, made_of=made_of),
         rate=0.1,
         head_rate=0.1,
         warmup=3,
-        stop_after=stop_after,
+        log_every=4,
     )
     return finished, model.weight.detach().numpy().copy()
 
@@ -63,8 +63,18 @@ def test_a_checkpoint_of_something_else_is_not_gone_on_from(tmp_path: Path) -> N
         assert finished and (found == expected).all()
 
 
-def test_an_early_stop_keeps_the_schedule(tmp_path: Path) -> None:
-    _, whole = run(tmp_path / "whole")
-    run(tmp_path / "early", stop_after=5)
-    _, resumed = run(tmp_path / "early", resume=True)
-    assert (resumed == whole).all()
+def test_a_checkpoint_of_another_course_is_not_gone_on_from(tmp_path: Path) -> None:
+    _, expected = run(tmp_path / "whole", steps=STEPS - 4)
+    run(tmp_path / "part")
+    _, found = run(tmp_path / "part", resume=True, steps=STEPS - 4)
+    assert (found == expected).all()
+
+
+def test_figures_after_an_interruption_are_means_of_what_was_seen(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(tmp_path / "part", stopped_at=5)
+    run(tmp_path / "part", resume=True)
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("step")]
+    assert [line.split()[1] for line in lines] == ["4/12", "8/12", "12/12"]
+    assert all("one 1.0000" in line for line in lines)

@@ -123,11 +123,20 @@ def test_a_head_that_does_not_fit_is_refused(base: BaseModel, tmp_path: Path) ->
         Reranker.load(str(tmp_path), backend="native")
 
 
-def test_what_was_mined_is_kept_for_the_same_encoder_and_pairs(tmp_path: Path) -> None:
+def test_what_was_mined_is_kept_for_the_same_encoder_recipe_and_pairs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     mined: list[str] = []
-    for seed, weights, count in ((0, b"weights", 1), (0, b"weights", 1), (1, b"weights", 2), (1, b"others", 3)):
+    for seed, weights, depth, count in (
+        (0, b"weights", 12, 1),
+        (0, b"weights", 12, 1),
+        (1, b"weights", 12, 2),
+        (1, b"others", 12, 3),
+        (1, b"others", 9, 4),
+    ):
         (tmp_path / "encoder.safetensors").write_bytes(weights)
-        made_of = run._made_of(tmp_path, seed)
+        monkeypatch.setattr(recipe, "DEPTH", depth)
+        made_of = run._made_of(tmp_path, recipe, seed)
 
         def gather(made_of: str = made_of) -> dict[str, object]:
             mined.append(made_of)

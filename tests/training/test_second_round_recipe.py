@@ -19,7 +19,7 @@ from hybrid_retrieval.encoders.convention import TokenWeights  # noqa: E402
 from hybrid_retrieval.evaluation.demo_data import demo_corpus  # noqa: E402
 from hybrid_retrieval.kernels import dispatch  # noqa: E402
 from hybrid_retrieval.model_files import EMBEDDED_FOLDER  # noqa: E402
-from hybrid_retrieval.training import code_switching, data, reranker_recipe, run, upper_recipe  # noqa: E402
+from hybrid_retrieval.training import code_switching, reranker_recipe, run, upper_recipe  # noqa: E402
 from hybrid_retrieval.training import second_round_recipe as recipe  # noqa: E402
 from hybrid_retrieval.training.base_weights import BaseModel  # noqa: E402
 from hybrid_retrieval.training.data import END, Pair  # noqa: E402
@@ -31,8 +31,10 @@ native = pytest.mark.skipif(dispatch.variant() == dispatch.NUMPY, reason="needs 
 
 def test_every_file_is_one_that_the_encoder_left_questions_of() -> None:
     assert set(recipe.FILES) <= set(upper_recipe.SHARES)
+    stated = upper_recipe.STATED_OTHERS[1] + sum(limit for _, limit in upper_recipe.STATED.values())
+    learned = {name: limit for name, (_, limit) in upper_recipe.FILES.items()} | {"stated": stated}
     for name, use in recipe.FILES.items():
-        assert use.unseen + use.seen > 0 and use.seen <= upper_recipe.FILES.get(name, (0, 0))[1]
+        assert use.unseen + use.seen > 0 and use.seen <= learned.get(name, 0)
         assert (use.versions > 0) == (use.switched_share > 0)
 
 
@@ -150,9 +152,7 @@ def test_a_second_round_of_another_first_is_not_gone_on_from(
 ) -> None:
     """Nothing is drawn or mined here: the lists are made up."""
     monkeypatch.setattr(reranker_recipe, "FROZEN", 2)
-    monkeypatch.setattr(recipe, "FILES", {})
-    monkeypatch.setattr(data, "load_pairs", lambda *args, **more: {})
-    monkeypatch.setattr(run, "_unseen", lambda *args: {})
+    monkeypatch.setattr(run, "_second_round_sources", lambda setting: {})
     monkeypatch.setattr(code_switching, "learn", lambda *args, **more: {})
     monkeypatch.setattr(recipe, "gather", lambda *args, **more: _lists())
     (tmp_path / "encoder.safetensors").write_bytes(b"weights")
