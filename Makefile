@@ -77,17 +77,21 @@ check-neon: $(VENV)/.installed
 	$(NEON) tests/kernels/variants.cpp build/neon/*.o $(if $(ARM64),,-static) -o build/neon/variants
 	$(ARM64_RUN) build/neon/variants build/neon/cases
 
-$(VENV)/bin/python:
-	$(PYTHON) -m venv $(VENV)
+# pip comes last, so an environment that was only half made (on Debian: without python3-venv) is made anew.
+$(VENV)/bin/pip:
+	$(PYTHON) -m venv --clear $(VENV)
+
+# What the kernels are compiled from: an installation from before they changed would still run the old ones.
+COMPILED := CMakeLists.txt $(wildcard hybrid_retrieval/kernels/native/*)
 
 # What the demonstration needs: the plain install and the measures, no torch. `pip install -q` prints nothing but warnings and errors.
-$(VENV)/.installed: pyproject.toml | $(VENV)/bin/python
+$(VENV)/.installed: pyproject.toml $(COMPILED) | $(VENV)/bin/pip
 	@echo "Installing hybrid-retrieval into $(VENV) ..."
 	$(PIP) install -q -e ".[evaluate]"
 	@touch $@
 
 # torch first and alone: left to a dependency's range, a resolver may take a build of several gigabytes.
-$(VENV)/.installed-dev: pyproject.toml constraints-dev.txt | $(VENV)/bin/python
+$(VENV)/.installed-dev: pyproject.toml constraints-dev.txt $(COMPILED) | $(VENV)/bin/pip
 	@echo "Installing hybrid-retrieval with its development tools into $(VENV) ..."
 	$(PIP) install -q -c constraints-dev.txt torch
 	$(PIP) install -q -c constraints-dev.txt -e ".[dev]"

@@ -204,6 +204,10 @@ class FusionConfig:
         _check_types(self, "fusion")
         _require(0.0 <= self.weight <= 1.0, f"fusion.weight must lie between 0 and 1, got {self.weight}")
         _require(
+            self.method == "weighted" or self.weight == 0.5,
+            f"fusion.weight is read with method 'weighted' only, got {self.weight} with method '{self.method}'",
+        )
+        _require(
             self.method != "fitted" or bool(self.file),
             "fusion.method 'fitted' needs fusion.file, which 'hybrid-retrieval fit-fusion' writes",
         )

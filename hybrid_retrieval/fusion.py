@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from numpy.typing import NDArray
 from hybrid_retrieval.config import FusionConfig, from_mapping
 from hybrid_retrieval.errors import ConfigError, ModelMismatchError
 from hybrid_retrieval.types import best_first
+from hybrid_retrieval.whole_files import write_whole
 
 FORMAT = 1
 
@@ -173,14 +173,10 @@ class FusionFile:
         return found
 
     def write(self, path: str | Path) -> None:
-        """The file appears whole or not at all."""
-        path = Path(path)
-        partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+        """Write it as JSON (`whole_files.write_whole`). Raises `ConfigError` where that cannot be."""
         try:
-            partial.write_text(json.dumps(dataclasses.asdict(self), indent=1) + "\n", encoding="utf-8")
-            partial.replace(path)
+            write_whole(path, (json.dumps(dataclasses.asdict(self), indent=1) + "\n").encode())
         except OSError as error:
-            partial.unlink(missing_ok=True)
             raise ConfigError(f"{path}: the fusion file cannot be written ({error.strerror or error})") from None
 
     def check(self, path: str, kind: str, name: str, identity: str) -> None:

@@ -22,7 +22,7 @@ from hybrid_retrieval.index import Index, load_encoder, load_reranker
 from hybrid_retrieval.ragged import Ragged
 from hybrid_retrieval.rerankers import Reranker
 from hybrid_retrieval.rescoring import Deadline, EarlyStop, Plan, Work, may_enter, rescore
-from hybrid_retrieval.types import Ranking, check_count, is_number
+from hybrid_retrieval.types import Ranking, check_count, is_blank, is_number
 
 # Queries whose pairs are held and batched together: enough to fill batches, few enough to bound memory.
 QUERIES_TOGETHER = 32
@@ -289,7 +289,17 @@ class Pipeline:
             if tokens is not None:
                 return tokens
         include_title = self.index.include_title
-        return reranker.tokenize([self.index.passage(int(row)).content(include_title) for row in rows])
+        contents = [self.index.passage(int(row)).content(include_title) for row in rows]
+        texts = [content for content in contents if not is_blank(content)]
+        if contents and not texts:
+            raise QueryError(
+                f"{self.index.path} holds no texts that the reranker could read: build it with them (import-colbert: "
+                "--collection), or stop after stage 1 (rerank=False, --no-rerank)"
+            )
+        tokens = reranker.tokenize(texts)
+        lengths = np.zeros(len(contents), np.int64)  # a passage without a text stays, with no tokens
+        lengths[[not is_blank(content) for content in contents]] = tokens.lengths
+        return Ragged(tokens.data, np.concatenate([[0], np.cumsum(lengths)]))
 
     def _ranking(
         self,

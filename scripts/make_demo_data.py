@@ -31,21 +31,26 @@ def main() -> None:
     parser.add_argument("--passages", type=int, default=1000, help="XQuAD's paragraphs and others, drawn with seed 0")
     parser.add_argument("--out", type=Path, default=Path("hybrid_retrieval/demo_data"))
     arguments = parser.parse_args()
-    out: Path = arguments.out
-    out.mkdir(parents=True, exist_ok=True)
+    try:
+        make(arguments.squad_dev, arguments.xquad, arguments.passages, arguments.out)
+    except (CorpusError, OSError) as error:
+        parser.error(str(error))
 
-    passages = list(read_corpus(arguments.squad_dev / "corpus.jsonl"))
+
+def make(squad_dev: Path, xquad: Path, count: int, out: Path) -> None:
+    passages = list(read_corpus(squad_dev / "corpus.jsonl"))
     ids_by_text = {passage.text: passage.passage_id for passage in passages}
     squad_ids: dict[str, str] = {}
-    for passage in read_corpus(arguments.xquad / "corpus.en.jsonl"):
+    for passage in read_corpus(xquad / "corpus.en.jsonl"):
         if passage.text not in ids_by_text:
             raise CorpusError(f"XQuAD's paragraph '{passage.passage_id}' is not among SQuAD's")
         squad_ids[passage.passage_id] = ids_by_text[passage.text]
 
     others = [passage.passage_id for passage in passages if passage.passage_id not in set(squad_ids.values())]
-    drawn = random.Random(0).sample(others, max(0, min(len(others), arguments.passages - len(squad_ids))))
+    drawn = random.Random(0).sample(others, max(0, min(len(others), count - len(squad_ids))))
     kept = {*squad_ids.values(), *drawn}
     passages = [passage for passage in passages if passage.passage_id in kept]
+    out.mkdir(parents=True, exist_ok=True)
     # The article's name is kept aside: with it in the text the task would be easier than passage retrieval
     # is.
     write_lines(
@@ -53,8 +58,8 @@ def main() -> None:
         ({"_id": passage.passage_id, "text": passage.text, "article": passage.title} for passage in passages),
     )
 
-    judged = read_qrels(arguments.xquad / "qrels.tsv")
-    squad_judged = read_qrels(arguments.squad_dev / "qrels" / "test.tsv")
+    judged = read_qrels(xquad / "qrels.tsv")
+    squad_judged = read_qrels(squad_dev / "qrels" / "test.tsv")
     rows = ["query-id\tcorpus-id\tscore\n"]
     for query_id, relevant in judged.items():
         found = {squad_ids[passage_id] for passage_id in relevant} | (set(squad_judged.get(query_id, {})) & kept)
@@ -62,7 +67,7 @@ def main() -> None:
     (out / "qrels.tsv").write_text("".join(rows), encoding="utf-8")
 
     for language in LANGUAGES:
-        queries = read_queries(arguments.xquad / f"queries.{language}.jsonl")
+        queries = read_queries(xquad / f"queries.{language}.jsonl")
         write_lines(
             out / f"queries.{language}.jsonl.gz",
             ({"_id": query.query_id, "text": query.text} for query in queries if query.query_id in judged),

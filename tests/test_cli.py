@@ -169,6 +169,38 @@ def test_evaluate_reports_measures_latency_and_a_run(run, small_index: Path, tmp
     assert {"encode", "search", "rerank"} <= set(report["latency_ms"])
     assert set(report["latency_ms"]["search"]) == {"p50", "p95"}
     assert (tmp_path / "run.trec").read_text().startswith("1 Q0 vaccine 1 ")
+    assert "notes" not in report
+
+
+def judged(folder: Path, lines: str) -> Path:
+    (folder / "qrels").mkdir()
+    (folder / "queries.jsonl").write_text('{"_id": "1", "text": "how do vaccines work?"}\n', encoding="utf-8")
+    (folder / "qrels" / "test.tsv").write_text(f"query-id\tcorpus-id\tscore\n{lines}", encoding="utf-8")
+    return folder
+
+
+def test_evaluate_says_what_cannot_be_found(run, small_index: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    dataset = judged(tmp_path, "1\tvaccine\t1\n1\tgone\t1\n1\tgone-too\t0\n")
+    note = "1 passages that are judged relevant are not in the index"
+    result = run("evaluate", small_index, dataset, "--no-rerank", "--measures", "R@100", "--json")
+    assert json.loads(result.out)["measures"] == {"R@100": 0.5} and json.loads(result.out)["notes"] == [note]
+    assert f"note: {note}" in run("evaluate", small_index, dataset, "--no-rerank").out
+
+
+def test_a_run_that_cannot_be_written_is_known_before(run, small_index: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    dataset = judged(tmp_path, "1\tvaccine\t1\n1\ttwo words\t1\n")
+    assert "one word without white space, got 'two words'" in one_line(
+        run("evaluate", small_index, dataset, "--run", tmp_path / "run.trec")
+    )
+    assert "cannot be written" in one_line(run("evaluate", small_index, dataset, "--run", "/proc/run.trec"))
+    assert not list(tmp_path.glob("*.trec"))
+
+
+@pytest.mark.parametrize("option", ["--num-candidates", "--deadline-ms"])
+def test_an_option_of_stage_2_needs_one(run, small_index: Path, tmp_path: Path, option: str) -> None:  # type: ignore[no-untyped-def]
+    (tmp_path / "c.yaml").write_text("reranker: {model: none}\n", encoding="utf-8")
+    message = one_line(run("query", small_index, "vaccines", option, 5, "--config", tmp_path / "c.yaml"))
+    assert f"{option} is for the reranker, and this configuration has none" in message
 
 
 def test_build_reports_what_it_built(run, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
@@ -314,6 +346,17 @@ def test_an_output_file_that_is_a_folder_is_refused_at_once(run, tmp_path: Path)
         assert f"{option} {tmp_path}: a folder is there" in message
 
 
+def test_the_demonstration_wants_a_folder_of_its_own(run, small_index: Path) -> None:  # type: ignore[no-untyped-def]
+    assert "expected a new or an empty folder" in one_line(run("demo", "--folder", small_index))
+
+
+def test_scores_and_fusion_file_are_two_files(run, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    message = one_line(run("fit-fusion", "i", "d", "--out", tmp_path / "f", "--scores", tmp_path / "x" / ".." / "f"))
+    assert "its folder does not exist" in message
+    message = one_line(run("fit-fusion", "i", "d", "--out", tmp_path / "f", "--scores", f"{tmp_path}//f"))
+    assert "--out and --scores name the same file" in message
+
+
 def test_an_unknown_measure_is_one_line(run, small_index: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     assert "nDCG@10" in one_line(run("evaluate", small_index, tmp_path, "--measures", "nDCX@10"))
 
@@ -341,9 +384,10 @@ def in_a_shell(rest: str, *arguments: object) -> subprocess.CompletedProcess[str
     return subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=60)
 
 
-@pytest.mark.parametrize("option", ["--json", "--help"])
-def test_a_reader_that_left_ends_the_command_quietly(small_index: Path, option: str) -> None:
-    result = in_a_shell("| exec 0<&-; echo ${PIPESTATUS[0]}", "info", small_index, option)
+@pytest.mark.parametrize("command", ["info --json", "info --help", "query tides --no-rerank"])
+def test_a_reader_that_left_ends_the_command_quietly(small_index: Path, command: str) -> None:
+    name, *rest = command.split()
+    result = in_a_shell("| exec 0<&-; echo ${PIPESTATUS[0]}", name, small_index, *rest)
     assert (result.stdout, result.stderr) == ("141\n", "")
 
 
@@ -400,6 +444,7 @@ Encoder.encode_windows = encode_windows
 @pytest.mark.parametrize("script", ["build_index.py", "query.py", "evaluate.py"])
 def test_the_scripts_take_the_same_arguments(script: str) -> None:
     path = Path(__file__).parent.parent / "scripts" / script
-    result = subprocess.run([sys.executable, str(path), "--help"], capture_output=True, text=True, timeout=60)
-    assert result.returncode == 0
-    assert "INDEX" in result.stdout
+    for option in ("--help", "-h"):
+        result = subprocess.run([sys.executable, str(path), option], capture_output=True, text=True, timeout=60)
+        assert result.returncode == 0
+        assert "INDEX" in result.stdout

@@ -62,6 +62,8 @@ def test_the_four_named_configurations_are_there() -> None:
         ({"encoder": {"device": "cdua"}}, "did you mean 'cuda'"),
         ({"encoder": {"model": ""}}, "encoder.model must not be empty"),
         ({"fusion": {"weight": 1.5}}, "fusion.weight must lie between 0 and 1"),
+        ({"fusion": {"weight": 0.3}}, "fusion.weight is read with method 'weighted' only"),
+        ({"fusion": {"method": "reranker", "weight": 0.0}}, "fusion.weight is read with method 'weighted' only"),
         ({"fusion": {"method": "fitted"}}, "fusion.method 'fitted' needs fusion.file"),
         ({"fusion": {"file": "x.json"}}, "fusion.file is read with method 'fitted' only, got method 'auto'"),
         ({"reranker": {"max_tokens": 3}}, "reranker.max_tokens must be 0"),
@@ -76,7 +78,7 @@ def test_bad_values_are_refused_by_name(values: object, message: str) -> None:
 
 
 def test_a_whole_number_stands_for_a_float_and_empty_sections_for_their_defaults() -> None:
-    config = PipelineConfig.from_dict({"fusion": {"weight": 1}, "search": None})
+    config = PipelineConfig.from_dict({"fusion": {"method": "weighted", "weight": 1}, "search": None})
     assert config.fusion.weight == 1.0
     assert config.search == PipelineConfig().search
 

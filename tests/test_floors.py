@@ -16,6 +16,7 @@ FLOORS = {
     "optional": 0,
     "ragged": 0,
     "types": 0,
+    "whole_files": 0,
     "kernels": 0,
     "batching": 1,
     "cache": 1,
@@ -44,8 +45,8 @@ FLOORS = {
     "cli": 10,
 }
 
-# Inside floor 0 the order is: errors, then ragged and types, then kernels.
-GROUND = {"errors": 0, "optional": 1, "ragged": 1, "types": 1, "kernels": 2}
+# Inside floor 0 the order is: errors, then ragged, types and others, then kernels.
+GROUND = {"errors": 0, "optional": 1, "ragged": 1, "types": 1, "whole_files": 1, "kernels": 2}
 
 
 def room_of(path: Path) -> str:

@@ -11,7 +11,7 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
-from typing import TextIO
+from typing import Any, TextIO
 
 import click
 
@@ -25,10 +25,10 @@ from hybrid_retrieval.cli.output import os_reason
 from hybrid_retrieval.cli.query import query, rerank
 from hybrid_retrieval.errors import HybridRetrievalError
 
+SETTINGS: dict[str, Any] = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
 
-@click.group(
-    invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110}
-)
+
+@click.group(invoke_without_command=True, context_settings=SETTINGS)
 @click.version_option(__version__, prog_name="hybrid-retrieval")
 @click.pass_context
 def cli(context: click.Context) -> None:
@@ -64,7 +64,7 @@ def main(arguments: Sequence[str] | None = None, *, command: click.Command = cli
         if isinstance(stream, io.TextIOWrapper):  # passages are in any script, whatever the locale says
             stream.reconfigure(encoding="utf-8", errors="replace")
     try:
-        code = command.main(args=None if arguments is None else list(arguments), standalone_mode=False)
+        code = command.main(args=None if arguments is None else list(arguments), standalone_mode=False, **SETTINGS)
     except SystemExit:
         if sys.stdout is output:  # click's own, after shell completion
             raise

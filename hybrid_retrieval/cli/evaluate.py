@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 from rich.table import Table
+from rich.text import Text
 
 from hybrid_retrieval.cli.output import NamedPath, check_output, echo_json, progress_bar, table_console
-from hybrid_retrieval.cli.query import open_pipeline
+from hybrid_retrieval.cli.query import check_for_reranker, open_pipeline
 from hybrid_retrieval.corpus.dataset import Dataset
-from hybrid_retrieval.corpus.runs import write_run
+from hybrid_retrieval.corpus.runs import check_word, write_run
 from hybrid_retrieval.types import check_count
 
 if TYPE_CHECKING:
@@ -47,7 +50,7 @@ def evaluate(
 ) -> None:
     """Run the queries of DATASET (a BEIR folder) against INDEX and measure the rankings."""
     from hybrid_retrieval.evaluation.measures import parse_measures
-    from hybrid_retrieval.evaluation.runner import check_collection, run_dataset
+    from hybrid_retrieval.evaluation.runner import check_collection, missing_passages, run_dataset
 
     if no_rerank and num_candidates is not None:
         raise click.UsageError("--num-candidates is for the reranker: it says nothing with --no-rerank")
@@ -56,21 +59,32 @@ def evaluate(
         check_count("num_candidates", num_candidates, 1)
     wanted = parse_measures(measures)
     collection = Dataset.open(dataset, split=split)
+    if run_file:  # what its columns cannot hold would else be found when all is done
+        for query_id, judged in collection.qrels.items():
+            check_word(query_id, "query id")
+            for passage_id in judged:
+                check_word(passage_id, "passage id")
     pipeline = open_pipeline(index, config, exact=exact, rerank=not no_rerank)
+    check_for_reranker(pipeline, "--num-candidates", num_candidates)
     check_collection(pipeline.index, collection)
     with progress_bar(quiet=as_json) as progress:
         result = run_dataset(
             pipeline, collection, wanted, sample=sample, num_candidates=num_candidates, progress=progress
         )
-    if run_file:
-        write_run(Path(run_file), result.run, tag="hybrid_retrieval")
+    notes = [] if pipeline.reranker is None or pipeline.fusion.rerank else list(pipeline.fusion.notes(0))
+    if missing := missing_passages(pipeline.index, collection, result.run):
+        notes.append(f"{missing:,} passages that are judged relevant are not in the index")
     if as_json:
-        echo_json({"measures": result.measures, "queries": result.queries, "latency_ms": result.latency_ms})
+        told = {"notes": notes} if notes else {}
+        echo_json({"measures": result.measures, "queries": result.queries, "latency_ms": result.latency_ms, **told})
     else:
-        show(result)
+        show(result, notes)
+    if run_file:  # last: the figures are worth having even where it fails
+        sys.stdout.flush()
+        write_run(Path(run_file), result.run, tag="hybrid_retrieval")
 
 
-def show(result: Evaluation) -> None:
+def show(result: Evaluation, notes: Sequence[str]) -> None:
     """The figures as a table."""
     table = Table(box=None, pad_edge=False, show_header=False)
     for name, value in result.measures.items():
@@ -78,4 +92,7 @@ def show(result: Evaluation) -> None:
     table.add_row("queries", f"{result.queries:,}")
     for stage, figures in result.latency_ms.items():
         table.add_row(f"{stage} p50 / p95", f"{figures['p50']:.1f} / {figures['p95']:.1f} ms")
-    table_console().print(table)
+    console = table_console()
+    console.print(table)
+    for note in notes:
+        console.print(Text(f"note: {note}"), soft_wrap=True)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 from rich.table import Table
+from rich.text import Text
 
 from hybrid_retrieval.cli.output import NamedPath, check_output, echo_json, progress_bar, table_console
 from hybrid_retrieval.cli.query import open_config
@@ -56,6 +58,8 @@ def fit_fusion(
 
     for option, path in (("--out", out), ("--scores", scores)):
         check_output(option, path)
+    if out is not None and scores is not None and Path(out).resolve() == Path(scores).resolve():
+        raise click.UsageError("--out and --scores name the same file")
     collection = Dataset.open(dataset, split=split)
     opened = Index.open(index)
     check_collection(opened, collection)
@@ -113,4 +117,4 @@ def show(fit: Fit, file: FusionFile, out: str | None) -> None:
     console.print(f"Brier score {found.brier:.4f}, expected calibration error {found.calibration_error:.4f}")
     console.print(f"rerank, weight {fit.weight:g}" if fit.rerank else "do not rerank: stage 1 alone is as good")
     if out:
-        console.print(f"{out}: use it with  fusion: {{method: fitted, file: {out}}}", soft_wrap=True)
+        console.print(Text(f"{out}: use it with  fusion: {{method: fitted, file: {out}}}"), soft_wrap=True)

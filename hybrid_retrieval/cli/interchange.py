@@ -26,7 +26,11 @@ def import_colbert(folder: str, index: str, collection: str | None, overwrite: b
     made = Index.open(index)
     echo_made(index, made.info(), time.perf_counter() - start, as_json)
     if not as_json:
-        click.echo("Queries stop after stage 1: a --config that names a reranker adds the second stage.")
+        click.echo(
+            "Queries stop after stage 1: a --config that names a reranker adds the second stage."
+            if collection
+            else "Queries stop after stage 1, as the index holds no texts: give a --collection to add the second stage."
+        )
 
 
 @click.command("export-colbert")

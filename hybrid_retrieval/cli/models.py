@@ -72,6 +72,8 @@ def demo(folder: str | None, as_json: bool) -> None:
     """Index a real collection with the embedded pair and ask it questions in five languages (a few minutes)."""
     from hybrid_retrieval.evaluation.demo import run_demo
 
+    if folder and Path(folder).exists() and any(Path(folder).iterdir()):
+        raise click.UsageError(f"--folder {folder}: expected a new or an empty folder")
     with tempfile.TemporaryDirectory() as temporary, progress_bar(quiet=as_json) as progress:
         result = run_demo(
             Path(folder) if folder else Path(temporary) / "demo",

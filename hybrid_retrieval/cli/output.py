@@ -13,6 +13,8 @@ from typing import Any
 import click
 from rich.console import Console
 
+from hybrid_retrieval.whole_files import check_writable
+
 Progress = Callable[[str, int, int], None]
 
 
@@ -32,10 +34,17 @@ def echo_json(value: Mapping[str, Any]) -> None:
     click.echo(json.dumps(value, ensure_ascii=False, allow_nan=False))
 
 
+class _Console(Console):
+    """Leaves it to `cli.app` what happens when the reader of our output has left."""
+
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
+
+
 def table_console() -> Console:
     """Where tables go: standard output, as wide as they need when it is not a terminal."""
-    console = Console(highlight=False, soft_wrap=False)
-    return console if console.is_terminal else Console(highlight=False, width=160, color_system=None)
+    console = _Console(highlight=False, soft_wrap=False)
+    return console if console.is_terminal else _Console(highlight=False, width=160, color_system=None)
 
 
 @contextmanager
@@ -71,6 +80,10 @@ def check_output(option: str, path: str | None) -> None:
         raise click.UsageError(f"{option} {path}: its folder does not exist")
     if Path(path).is_dir():
         raise click.UsageError(f"{option} {path}: a folder is there; expected the name of a file")
+    try:
+        check_writable(path)
+    except OSError as error:
+        raise click.UsageError(f"{option} {path}: cannot be written ({error.strerror or error})") from None
 
 
 def os_reason(error: OSError) -> str:

@@ -44,6 +44,12 @@ def open_pipeline(index: str, config: str | None, *, exact: bool = False, rerank
     return Pipeline.from_config(settings, index=opened)
 
 
+def check_for_reranker(pipeline: Pipeline, option: str, value: float | None) -> None:
+    """Raise a usage error for an option of stage 2 where the configuration has none."""
+    if value is not None and pipeline.reranker is None:
+        raise click.UsageError(f"{option} is for the reranker, and this configuration has none")
+
+
 @click.command()
 @click.argument("index", type=NamedPath())
 @click.argument("text", required=False)
@@ -93,6 +99,8 @@ def query(
     if text is not None:
         check_query(text)
     pipeline = open_pipeline(index, config, exact=exact, rerank=not no_rerank)
+    for option, value in (("--num-candidates", num_candidates), ("--deadline-ms", deadline_ms)):
+        check_for_reranker(pipeline, option, value)
     for one in asked:
         try:
             start = time.perf_counter()
@@ -187,4 +195,4 @@ def show_ranking(asked: Query, ranking: Ranking, seconds: float) -> None:
     stages = ", ".join(f"{name} {ms:.0f} ms" for name, ms in ranking.timings_ms.items())
     console.print(f"{seconds * 1e3:.0f} ms ({stages})" if stages else f"{seconds * 1e3:.0f} ms")
     for note in ranking.notes:
-        console.print(f"note: {note}")
+        console.print(Text(f"note: {note}"), soft_wrap=True)

@@ -44,6 +44,8 @@ def read_lines(path: Path) -> Iterator[tuple[int, str]]:
 
 def decode(raw: bytes, where: str) -> str:
     """Strict UTF-8 without NUL bytes, or a `CorpusError` that starts with `where`."""
+    if raw.startswith(b"\x1f\x8b"):
+        raise CorpusError(f"{where}: expected text, got gzip data: let the file's name end in .gz")
     if raw.startswith((b"\xff\xfe", b"\xfe\xff")):
         raise CorpusError(f"{where}: expected UTF-8, got UTF-16; convert it: iconv -f UTF-16 -t UTF-8")
     if raw.count(b"\0") * 3 > len(raw):  # every other byte of UTF-16 in a European language

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from hybrid_retrieval.corpus.lines import parse_object, read_lines
-from hybrid_retrieval.corpus.records import find_key, to_identifier, to_text
+from hybrid_retrieval.corpus.records import find_key, header_columns, to_identifier, to_text
 from hybrid_retrieval.errors import CorpusError
 from hybrid_retrieval.types import Query
 
@@ -13,26 +16,33 @@ Qrels = dict[str, dict[str, int]]
 
 _ID_KEYS = ("_id", "id", "query_id", "qid")
 _TEXT_KEYS = ("text", "query")
+_RELEVANCE = re.compile(r"[+-]?[0-9]+(\.0*)?")
+MOST_RELEVANCE = 1_000_000
+"""Implementations of measures hold 32 bits, and wrap around without a word."""
 
 
 def read_queries(path: str | Path) -> list[Query]:
-    """Queries in file order: JSON objects a line (BEIR's `queries.jsonl`), or TSV `id<TAB>text` with or
-    without a header; `.gz` too. Raises `CorpusError` naming file and line, also for an empty text or an id
-    that came before.
+    """Queries in file order: JSON objects a line (BEIR's `queries.jsonl`), or TSV: `id<TAB>text`, or with a header that
+    names its columns; `.gz` too. Raises `CorpusError` naming file and line, also for an empty text or an id that came
+    before.
     """
     path = Path(path)
     queries: list[Query] = []
     lines_by_id: dict[str, int] = {}
     as_json: bool | None = None
+    columns: list[str] | None = None
     for number, line in read_lines(path):
         if not line.strip():
             continue
         where = f"{path}:{number}"
         if as_json is None:
             as_json = _is_json(path, line)
-            if not as_json and _is_header(line):
-                continue
-        query = _json_query(line, where) if as_json else _tsv_query(line, where)
+            if not as_json:
+                fields = line.rstrip("\r\n").split("\t")
+                columns = header_columns(fields, _ID_KEYS, _TEXT_KEYS, where, required=False)
+                if columns is not None:
+                    continue
+        query = _query(parse_object(line, where), where) if as_json else _tsv_query(line, columns, where)
         first = lines_by_id.setdefault(query.query_id, number)
         if first != number:
             raise CorpusError(
@@ -68,8 +78,8 @@ def read_qrels(path: str | Path) -> Qrels:
                 continue
         if len(fields) != width:
             raise CorpusError(f"{where}: expected {width} columns as above, got {len(fields)}")
-        query_id, passage_id, relevance = fields[0].strip(), fields[-2].strip(), _relevance(fields[-1], where)
-        if not query_id or not passage_id:
+        query_id, passage_id, relevance = fields[0], fields[-2], _relevance(fields[-1], where)
+        if not query_id.strip() or not passage_id.strip():
             raise CorpusError(f"{where}: an empty {'passage' if query_id else 'query'} id")
         judged = qrels.setdefault(query_id, {})
         if judged.setdefault(passage_id, relevance) != relevance:
@@ -83,13 +93,12 @@ def read_qrels(path: str | Path) -> Qrels:
 
 
 def _relevance(field: str, where: str) -> int:
-    try:
-        value = float(field)
-        if value != int(value):
-            raise ValueError
-    except (ValueError, OverflowError):
-        raise CorpusError(f"{where}: expected an integer relevance, got '{field.strip()}'") from None
-    return int(value)
+    if not _RELEVANCE.fullmatch(field.strip()):
+        raise CorpusError(f"{where}: expected an integer relevance, got '{field.strip()}'")
+    value = int(field.strip().partition(".")[0])
+    if abs(value) > MOST_RELEVANCE:
+        raise CorpusError(f"{where}: expected a relevance of at most {MOST_RELEVANCE:,}, got '{field.strip()}'")
+    return value
 
 
 def _is_json(path: Path, line: str) -> bool:
@@ -97,21 +106,21 @@ def _is_json(path: Path, line: str) -> bool:
     return name.endswith((".jsonl", ".ndjson")) or (not name.endswith(".tsv") and line.lstrip().startswith("{"))
 
 
-def _is_header(line: str) -> bool:
-    fields = [field.strip().lower() for field in line.split("\t")]
-    return len(fields) == 2 and fields[0] in _ID_KEYS and fields[1] in _TEXT_KEYS
-
-
-def _json_query(line: str, where: str) -> Query:
-    record = parse_object(line, where)
+def _query(record: Mapping[str, Any], where: str) -> Query:
     id_key = find_key(record, _ID_KEYS, "query id", where)
     text_key = find_key(record, _TEXT_KEYS, "text", where)
     query_id = to_identifier(record[id_key], id_key, where)
     return Query(query_id, to_text(record[text_key], text_key, where))
 
 
-def _tsv_query(line: str, where: str) -> Query:
-    query_id, tab, text = line.rstrip("\r\n").partition("\t")
+def _tsv_query(line: str, columns: list[str] | None, where: str) -> Query:
+    line = line.rstrip("\r\n")
+    if columns is not None:
+        fields = line.split("\t")
+        if len(fields) != len(columns):
+            raise CorpusError(f"{where}: expected {len(columns)} fields ({', '.join(columns)}), got {len(fields)}")
+        return _query(dict(zip(columns, fields, strict=True)), where)
+    query_id, tab, text = line.partition("\t")
     if not tab:
         raise CorpusError(f"{where}: expected id<TAB>text, got no tab")
     return Query(to_identifier(query_id, "id", where), to_text(text, "text", where))

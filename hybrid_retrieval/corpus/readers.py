@@ -27,7 +27,14 @@ from pathlib import Path
 from typing import Any
 
 from hybrid_retrieval.corpus.lines import decode, open_bytes, parse_object, read_lines
-from hybrid_retrieval.corpus.records import ID_KEYS, TEXT_KEYS, find_key, to_identifier, to_passage, to_text
+from hybrid_retrieval.corpus.records import (
+    ID_KEYS,
+    TEXT_KEYS,
+    header_columns,
+    to_identifier,
+    to_passage,
+    to_text,
+)
 from hybrid_retrieval.errors import CorpusError, OptionalDependencyError
 from hybrid_retrieval.types import Passage
 
@@ -58,8 +65,8 @@ def read_passage_lines(path: str | Path) -> Iterator[Passage]:
     """A plain list of passages: on each line a JSON object or a text as it stands; blank lines are passed
     over.
 
-    Ids are optional: a line without one has its position, counted from "0". Raises `CorpusError` as
-    `read_corpus` does.
+    Ids are optional: a line without one has its position, counted from "0", so mixed with ids of your own these must
+    not be such numbers. Raises `CorpusError` as `read_corpus` does.
     """
     path = Path(path)
 
@@ -72,7 +79,7 @@ def read_passage_lines(path: str | Path) -> Iterator[Passage]:
             if line.lstrip().startswith("{"):
                 yield where, to_passage(parse_object(line, where), where, position)
             else:
-                yield where, Passage(str(position), line.strip())
+                yield where, Passage(str(position), to_text(line.strip(), "text", where))
             position += 1
 
     return _checked(path, records())
@@ -171,7 +178,7 @@ def _read_csv(path: Path) -> Iterator[tuple[str, Passage]]:
             if not fields:
                 continue
             if columns is None:
-                columns = _header(fields, where)
+                columns = header_columns(fields, ID_KEYS, TEXT_KEYS, where, required=True)
             else:
                 yield where, to_passage(_row(columns, fields, where), where)
     except csv.Error as error:
@@ -188,9 +195,8 @@ def _read_tsv(path: Path) -> Iterator[tuple[str, Passage]]:
         where, fields = f"{path}:{number}", line.split("\t")
         if first:
             first = False
-            named = any(key in fields for key in ID_KEYS) and any(key in fields for key in TEXT_KEYS)
-            if named or len(fields) != 2:
-                columns = _header(fields, where)
+            columns = header_columns(fields, ID_KEYS, TEXT_KEYS, where, required=len(fields) != 2)
+            if columns is not None:
                 continue
         if columns is not None:
             yield where, to_passage(_row(columns, fields, where), where)
@@ -199,16 +205,6 @@ def _read_tsv(path: Path) -> Iterator[tuple[str, Passage]]:
         else:
             passage_id = to_identifier(fields[0], "id", where)
             yield where, Passage(passage_id, to_text(fields[1], "text", f"{where}: passage '{passage_id}'"))
-
-
-def _header(fields: list[str], where: str) -> list[str]:
-    columns = [field.strip() for field in fields]
-    if len(set(columns)) < len(columns):
-        twice = next(column for column in columns if columns.count(column) > 1)
-        raise CorpusError(f"{where}: the column '{twice}' is there twice; rename one")
-    find_key(columns, ID_KEYS, "id column in the header", where)
-    find_key(columns, TEXT_KEYS, "text column in the header", where)
-    return columns
 
 
 def _row(columns: list[str], fields: list[str], where: str) -> dict[str, str]:
@@ -245,7 +241,7 @@ def _parquet_rows(path: Path, pyarrow: Any) -> Iterator[tuple[str, Passage]]:
     row = 0
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
-            _header(file.schema_arrow.names, str(path))
+            header_columns(file.schema_arrow.names, ID_KEYS, TEXT_KEYS, str(path), required=True)
             for batch in file.iter_batches(batch_size=1024):
                 for record in _records(batch, f"{path}: after row {row}"):
                     row += 1

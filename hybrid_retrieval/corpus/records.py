@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numbers
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from hybrid_retrieval.corpus.lines import check_unicode, json_type
@@ -13,6 +13,8 @@ from hybrid_retrieval.types import Passage, is_blank
 ID_KEYS = ("_id", "id", "passage_id", "docid")
 TEXT_KEYS = ("text", "contents")
 MAX_ID_BYTES = 512
+# What files call the column of ids that we would not take for one: a first line that begins so is no record.
+_OTHER_ID_NAMES = ("pid", "docno", "doc_id", "document_id", "corpus-id", "corpus_id", "qid", "query_id", "query-id")
 
 
 def to_passage(record: Mapping[str, Any], where: str, position: int | None = None) -> Passage:
@@ -42,6 +44,28 @@ def to_passage(record: Mapping[str, Any], where: str, position: int | None = Non
         if key not in (id_key, text_key, "title") and not (key == "metadata" and isinstance(value, Mapping)):
             metadata[key] = value
     return Passage(passage_id, text, title, metadata)
+
+
+def header_columns(
+    fields: Sequence[str], id_keys: tuple[str, ...], text_keys: tuple[str, ...], where: str, *, required: bool
+) -> list[str] | None:
+    """The columns that a table's first line names, known names in lower case.
+
+    None where it may be a record already: where no header is `required`, it names no id and text, and does not begin
+    with an id's name. Raises `CorpusError` for a header without an id's or a text's name, or with a name twice.
+    """
+    known = {*id_keys, *text_keys, "title"}
+    stripped = [field.strip() for field in fields]
+    columns = [name.lower() if name.lower() in known else name for name in stripped]
+    named = any(key in columns for key in id_keys) and any(key in columns for key in text_keys)
+    if not named and not required and columns[0].lower() not in {*id_keys, *_OTHER_ID_NAMES}:
+        return None
+    if len(set(columns)) < len(columns):
+        twice = next(column for column in columns if columns.count(column) > 1)
+        raise CorpusError(f"{where}: the column '{twice}' is there twice; rename one")
+    find_key(columns, id_keys, "id column in the header", where)
+    find_key(columns, text_keys, "text column in the header", where)
+    return columns
 
 
 def find_key(record: Collection[str], keys: tuple[str, ...], what: str, where: str) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from numpy.typing import NDArray
 
 from hybrid_retrieval.corpus.lines import read_lines
 from hybrid_retrieval.errors import CorpusError, InputError
+from hybrid_retrieval.whole_files import write_whole
 
 Run = dict[str, dict[str, float]]
 
@@ -26,33 +26,28 @@ def trec_lines(
     Raises `InputError` for an id or tag that is empty or has white space (the columns could not be told
     apart), and for a score that is not finite.
     """
-    _check_word(tag, "tag")
-    _check_word(query_id, "query id")
+    check_word(tag, "tag")
+    check_word(query_id, "query id")
     for rank, (passage_id, score) in enumerate(zip(ids, scores, strict=True), 1):
-        _check_word(passage_id, "passage id")
+        check_word(passage_id, "passage id")
         if not math.isfinite(score):
             raise InputError(f"query '{query_id}', passage '{passage_id}': the score is {score}, not finite")
         yield f"{query_id} Q0 {passage_id} {rank} {score:.9g} {tag}"
 
 
 def write_run(path: str | Path, run: Mapping[str, Mapping[str, float]], tag: str = "hybrid_retrieval") -> None:
-    """Write the run, best first for each query, ties in the given order; the file appears whole or not at
-    all.
+    """Write the run, best first for each query, ties in the given order (`whole_files.write_whole`).
 
     Raises `InputError` as `trec_lines` does, and where the file cannot be written.
     """
-    path = Path(path)
     lines: list[str] = []
     for query_id, scores in run.items():
         ids = sorted(scores, key=lambda passage_id: -scores[passage_id])
         lines.extend(trec_lines(query_id, ids, [scores[passage_id] for passage_id in ids], tag))
     text = "".join(f"{line}\n" for line in lines)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(path)
+        write_whole(path, text.encode())
     except OSError as error:
-        partial.unlink(missing_ok=True)
         raise InputError(f"{path}: the run cannot be written ({error.strerror or error})") from None
 
 
@@ -80,6 +75,7 @@ def read_run(path: str | Path) -> Run:
     return run
 
 
-def _check_word(value: str, what: str) -> None:
+def check_word(value: str, what: str) -> None:
+    """Raise `InputError` for what a column of a run cannot hold."""
     if not value or value.split() != [value]:
         raise InputError(f"a run's {what} must be one word without white space, got '{value}'")

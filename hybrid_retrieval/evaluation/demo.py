@@ -16,6 +16,7 @@ from hybrid_retrieval.evaluation.demo_data import demo_corpus
 from hybrid_retrieval.evaluation.demo_sections import ask_examples, compare_tomato, measure_languages
 from hybrid_retrieval.evaluation.demo_tables import show_build, show_examples, show_languages, show_tomato
 from hybrid_retrieval.index import Index, load_encoder, load_reranker
+from hybrid_retrieval.optional import require
 from hybrid_retrieval.pipeline import Pipeline
 
 Progress = Callable[[str, int, int], None]
@@ -41,6 +42,7 @@ def run_demo(
     settings = config or PipelineConfig()
     if sample < 1 or wide_sample < 1:
         raise ConfigError(f"the demonstration's samples must be at least 1, got {sample} and {wide_sample}")
+    require("ir_measures", "measuring a run", "evaluate")  # or its lack would show when most is done
     start = time.perf_counter()
     encoder, reranker = load_encoder(settings), load_reranker(settings)
     if reranker is None:

@@ -49,14 +49,15 @@ def score_dataset(
 
     num_candidates: how many stage 2 scores; by default the configuration's. store: see `score_queries`.
     """
-    if num_candidates is not None and num_candidates < 2:
-        raise ConfigError(f"num_candidates must be at least 2, or there is nothing to order, got {num_candidates}")
+    used = pipeline.config.search.num_candidates if num_candidates is None else num_candidates
+    if used < 2:
+        raise ConfigError(f"num_candidates must be at least 2, or there is nothing to order, got {used}")
     reranker, settings = _reranker_of(pipeline), pipeline.config.to_dict()
     return score_queries(
         pipeline,
         dataset,
         sampled(dataset.queries, sample, seed),
-        num_candidates=num_candidates or pipeline.config.search.num_candidates,
+        num_candidates=used,
         identity={
             "encoder": pipeline.encoder.identity,
             "reranker": reranker.identity,
@@ -113,7 +114,7 @@ def fit_dataset(
         progress=progress,
     )
     fit = fit_fusion(queries, folds=folds, seed=seed, min_gain=min_gain, significance=significance)
-    used = num_candidates or pipeline.config.search.num_candidates
+    used = max(len(query.logits) for query in queries)  # fewer than asked for where the index holds fewer
     on = FittedOn(dataset.folder.resolve().name, dataset.split, len(queries), used, seed)
     return fit, fit_to_file(fit, pipeline, on)
 

@@ -11,7 +11,7 @@ from typing import Any
 from hybrid_retrieval.errors import ConfigError
 from hybrid_retrieval.optional import require
 
-DEFAULT_MEASURES = "nDCG@10 R@100 RR@10"
+DEEPEST = 1_000_000
 # Names end at white space or commas, but not inside the parentheses of parameters: "P(rel=2,
 # judged_only=True)@5".
 _SEPARATOR = re.compile(r"[\s,]+(?![^(]*\))")
@@ -22,7 +22,8 @@ def parse_measures(text: str) -> list[Any]:
     """Names separated by white space or commas to ir-measures' values; `str()` of one gives its name back.
 
     A name given twice counts once. Raises `ConfigError` for no name, an unknown one (it names the nearest
-    known), an impossible cut-off or parameter, and measures that need a package beyond ir-measures' own.
+    known), an impossible cut-off or parameter, and measures that need a package beyond ir-measures' own, or what else
+    this machine lacks.
     """
     measures: list[Any] = []
     for name in _SEPARATOR.split(text.strip()):
@@ -67,20 +68,26 @@ def per_query(
         raise ConfigError("no judgements to measure by: the qrels are empty")
     wanted = parse_measures(measures) if isinstance(measures, str) else list(measures)
     values: dict[str, dict[str, float]] = {str(measure): dict.fromkeys(qrels, 0.0) for measure in wanted}
-    ranked = {query_id: _by_rank(scores) for query_id, scores in run.items() if query_id in qrels and scores}
-    judged = {query_id: dict(qrels[query_id]) for query_id in ranked}
+    # By number: some implementations know no other ids, or cut them.
+    answered = [query_id for query_id, scores in run.items() if query_id in qrels and scores]
+    named = {str(number): query_id for number, query_id in enumerate(answered, 1)}
+    both = {number: _by_number(run[query_id], qrels[query_id]) for number, query_id in named.items()}
+    ranked = {number: scores for number, (scores, _) in both.items()}
+    judged = {number: grades for number, (_, grades) in both.items()}
     if ranked:
         for measure in wanted:  # apart: of two that differ in a parameter, pytrec_eval would give one for both
             for metric in ir_measures.iter_calc([measure], judged, ranked):
-                values[str(measure)][metric.query_id] = float(metric.value)
+                values[str(measure)][named[metric.query_id]] = float(metric.value)
     return values
 
 
-def _by_rank(scores: Mapping[str, float]) -> dict[str, float]:
-    """The same order with scores that no two passages share: implementations break ties each in their own
-    way."""
+def _by_number(scores: Mapping[str, float], grades: Mapping[str, int]) -> tuple[dict[str, float], dict[str, int]]:
+    """The same order and grades by made-up ids, with scores that no two passages share: implementations break ties each
+    in their own way."""
     ordered = sorted(scores, key=lambda passage_id: -scores[passage_id])
-    return {passage_id: float(len(ordered) - place) for place, passage_id in enumerate(ordered)}
+    number = {passage_id: f"p{place}" for place, passage_id in enumerate(dict.fromkeys([*ordered, *grades]))}
+    run = {number[passage_id]: float(len(ordered) - place) for place, passage_id in enumerate(ordered)}
+    return run, {number[passage_id]: grade for passage_id, grade in grades.items()}
 
 
 def _parse(name: str) -> Any:
@@ -100,14 +107,20 @@ def _parse(name: str) -> Any:
     except (ValueError, SyntaxError, TypeError, AssertionError, KeyError):
         raise ConfigError(f"malformed measure '{name}'; expected a form like {_EXAMPLES}, P(rel=2)@5") from None
     cutoff = measure.params.get("cutoff")
-    if cutoff is not None and (isinstance(cutoff, bool) or not isinstance(cutoff, int) or cutoff < 1):
-        raise ConfigError(f"measure '{name}': the cut-off must be a whole number of at least 1, got {cutoff}")
+    whole = isinstance(cutoff, int) and not isinstance(cutoff, bool)
+    if cutoff is not None and not (whole and 1 <= cutoff <= DEEPEST):
+        raise ConfigError(f"measure '{name}': the cut-off must be a whole number from 1 to {DEEPEST:,}, got {cutoff}")
     try:
         supported = ir_measures.DefaultPipeline.supports(measure)
     except AssertionError:
         raise ConfigError(f"measure '{name}' lacks a parameter; expected a form like {_EXAMPLES}") from None
     if not supported:
         raise ConfigError(f"measure '{name}' needs a package that ir-measures does not bring; use {_EXAMPLES}")
+    try:  # what a parameter or a missing program makes impossible shows only when it is computed
+        list(ir_measures.iter_calc([measure], {"1": {"p0": 1}}, {"1": {"p0": 1.0}}))
+    except Exception as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ConfigError(f"measure '{name}' cannot be computed here ({reason:.200}); use {_EXAMPLES}") from None
     return measure
 
 

@@ -11,10 +11,10 @@ import numpy as np
 from hybrid_retrieval.corpus.dataset import Dataset
 from hybrid_retrieval.corpus.queries import Qrels
 from hybrid_retrieval.corpus.runs import Run
-from hybrid_retrieval.errors import ConfigError, CorpusError
+from hybrid_retrieval.errors import ConfigError, CorpusError, QueryError
 from hybrid_retrieval.evaluation.measures import evaluate, parse_measures
 from hybrid_retrieval.index import Index
-from hybrid_retrieval.types import Query, Ranking
+from hybrid_retrieval.types import Query, Ranking, check_query
 
 Progress = Callable[[str, int, int], None]
 Latency = dict[str, dict[str, float]]
@@ -55,12 +55,14 @@ def run_dataset(
 ) -> Evaluation:
     """Ask every query of the dataset, or `sample` of them drawn with `seed`, and measure the rankings.
 
-    k: how deep each ranking goes; by default the deepest cut-off of the measures, and at least 100. The
-    reranker scores `num_candidates` of them, the pipeline's own number by default; stage 1's order follows
-    below those. progress: called with ("queries", done, total).
+    k: how deep each ranking goes; by default the deepest cut-off of the measures, and at least 100. A measure without a
+    cut-off sees k passages, by default 100, whatever else is measured. The reranker scores `num_candidates` of them,
+    the pipeline's own number by default; stage 1's order follows below those. progress: called with ("queries", done,
+    total).
     """
     wanted = parse_measures(measures) if isinstance(measures, str) else list(measures)
     queries = sampled(dataset.queries, sample, seed)
+    check_queries(queries)
     depth = depth_of(wanted) if k is None else k
     if num_candidates is None:
         num_candidates = own_candidates(pipeline)
@@ -71,7 +73,27 @@ def run_dataset(
             progress("queries", len(rankings), len(queries))
     run = run_of(queries, rankings)
     judged: Qrels = {query.query_id: dataset.qrels[query.query_id] for query in queries}
-    return Evaluation(run, evaluate(run, judged, wanted), len(queries), latency_of(rankings))
+    return Evaluation(run, _measured_to(run, judged, wanted, k), len(queries), latency_of(rankings))
+
+
+def _measured_to(run: Run, judged: Qrels, wanted: Sequence[Any], k: int | None) -> dict[str, float]:
+    """The measures, those without a cut-off of the first `k` or `MIN_DEPTH` passages."""
+    depth = MIN_DEPTH if k is None else k
+    cut = {query_id: dict(list(scores.items())[:depth]) for query_id, scores in run.items()}
+    with_cutoff = [measure for measure in wanted if measure.params.get("cutoff")]
+    without = [measure for measure in wanted if not measure.params.get("cutoff")]
+    found = evaluate(run, judged, with_cutoff) if with_cutoff else {}
+    found |= evaluate(cut, judged, without) if without else {}
+    return {str(measure): found[str(measure)] for measure in wanted}
+
+
+def check_queries(queries: Sequence[Query]) -> None:
+    """Raise `QueryError` that names the first query that no pipeline could answer."""
+    for query in queries:
+        try:
+            check_query(query.text)
+        except QueryError as error:
+            raise QueryError(f"query '{query.query_id}': {error}") from None
 
 
 def check_collection(index: Index, dataset: Dataset) -> None:
@@ -83,6 +105,13 @@ def check_collection(index: Index, dataset: Dataset) -> None:
             f"{dataset.folder}: none of the {len(judged):,} judged passages is in {index.path}, first "
             f"'{min(judged)}': the index is of another collection"
         )
+
+
+def missing_passages(index: Index, dataset: Dataset, queries: Iterable[str]) -> int:
+    """How many passages that are judged relevant to these queries (ids) are not in the index: they cannot be found."""
+    judged = (dataset.qrels[query_id].items() for query_id in queries)
+    relevant = {passage_id for grades in judged for passage_id, grade in grades if grade > 0}
+    return sum(index.row_of(passage_id) is None for passage_id in relevant)
 
 
 def own_candidates(pipeline: Any) -> int | None:

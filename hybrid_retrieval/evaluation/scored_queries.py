@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from hybrid_retrieval.corpus.dataset import Dataset
 from hybrid_retrieval.errors import ConfigError, CorpusError
-from hybrid_retrieval.evaluation.runner import AnswersQueries, Progress
+from hybrid_retrieval.evaluation.runner import AnswersQueries, Progress, check_queries
 from hybrid_retrieval.types import Query, Ranking
 
 # The fused order is judged by nDCG@10: fewer candidates would leave ranks empty.
@@ -56,6 +56,7 @@ def score_queries(
     pipeline: both stages, ordering by whatever it likes. identity: what the scores depend on (models, index), for the
     store. store: a file to keep scores in and to take them from. progress: called with ("questions", done, total).
     """
+    check_queries(queries)
     header = {"format": 1, "num_candidates": num_candidates, **identity}
     found = _read(Path(store), header) if store is not None else {}
     missing = [query for query in queries if found.get(query.query_id, {}).get("query") != query.text]

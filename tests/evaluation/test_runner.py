@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -10,7 +11,7 @@ import pytest
 from evaluation_fakes import WordPipeline
 
 from hybrid_retrieval.corpus.dataset import Dataset
-from hybrid_retrieval.errors import ConfigError
+from hybrid_retrieval.errors import ConfigError, QueryError
 from hybrid_retrieval.evaluation.runner import latency_of, run_dataset
 from hybrid_retrieval.types import Passage, Query, Ranking
 
@@ -39,6 +40,20 @@ def test_the_run_its_measures_and_times(dataset: Dataset) -> None:
         "total": {"p50": 13.0, "p95": 13.0},
     }
     assert steps[-1] == ("queries", 30, 30)
+
+
+def test_a_measure_without_a_cutoff_hangs_on_no_other(dataset: Dataset) -> None:
+    pipeline = WordPipeline([Passage(f"p{i}", "common") for i in range(300)])
+    alone, beside = (run_dataset(pipeline, dataset, names).measures["NumRet"] for names in ("NumRet", "NumRet R@200"))
+    assert alone == beside == 30 * 100
+
+
+def test_a_query_that_cannot_be_asked_is_named_before_any_is(dataset: Dataset) -> None:
+    pipeline = WordPipeline(PASSAGES)
+    broken = dataclasses.replace(dataset, queries=(*dataset.queries[:-1], Query("q29", "x" * 20_000)))
+    with pytest.raises(QueryError, match=r"query 'q29': the query has 20,000 characters"):
+        run_dataset(pipeline, broken, "RR@1")
+    assert pipeline.calls == []
 
 
 def test_stage_1_alone(dataset: Dataset) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from hybrid_retrieval import Index
+from hybrid_retrieval import Index, Pipeline
 from hybrid_retrieval.builder import build_index
 from hybrid_retrieval.cli import main
 from hybrid_retrieval.codec import ResidualCodec
@@ -26,6 +26,7 @@ from hybrid_retrieval.errors import (
     IndexExistsError,
     IndexNotFoundError,
     InputError,
+    QueryError,
 )
 from hybrid_retrieval.interchange import colbert_export, colbert_import, export_colbert, import_colbert
 from hybrid_retrieval.interchange.torch_files import Blocks, open_tensor, open_tensors, save_tensors
@@ -642,3 +643,20 @@ def test_bad_input_is_one_line_and_exit_code_2(
     assert (code, out) == (2, "")
     assert len(err.splitlines()) == 1
     assert not (tmp_path / "new").exists()
+
+
+def test_an_empty_text_among_others_is_scored_and_no_texts_at_all_say_so(tmp_path: Path) -> None:
+    """A collection may hold an empty line: the reranker scores it as nothing, and the query is answered."""
+    texts = ["Tides follow the moon.", "", "Bread rises by yeast."]
+    vectors = np.eye(3, 256, dtype=np.float32)
+    for name, given in (("some", texts), ("none", [""] * 3)):
+        Index.from_vectors(tmp_path / f"own-{name}", ["0", "1", "2"], vectors, np.arange(4))
+        export_colbert(tmp_path / f"own-{name}", tmp_path / f"colbert-{name}")
+        lines = [f"{number}\t{text}" for number, text in enumerate(given)]
+        (tmp_path / "collection.tsv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+        import_colbert(tmp_path / f"colbert-{name}", tmp_path / name, collection=tmp_path / "collection.tsv")
+    pipeline = Pipeline.from_config({}, index=tmp_path / "some")
+    ranking = pipeline.query("what causes tides?", k=3)
+    assert ranking.rescored == 3 and set(ranking.ids) == {"0", "1", "2"}
+    with pytest.raises(QueryError, match=r"holds no texts that the reranker could read: build it with them"):
+        Pipeline.from_config({}, index=tmp_path / "none").query("what causes tides?", k=3)
