@@ -1,12 +1,13 @@
 """What ending stage 2 early saves and what it loses, simulated over scores that were computed once.
 
     python benchmarks/early_stop.py score --set NAME=INDEX=FOLDER --split dev --depth 30 --out SCORES
-    python benchmarks/early_stop.py simulate SCORES/*.npz --top 3 --depth 30 --bounds 0 0.5 1
+    python benchmarks/early_stop.py simulate SCORES/*.npz --depth 14 --bounds -1 -0.5 0
 
 ``score`` asks each judged query of a BEIR folder, rescores ``depth`` candidates in full and keeps both stages' scores.
 ``simulate`` replays the pipeline's own rounds on them: candidates in stage 1's order until the next one is not expected
 to enter the first ``top`` places. Reported for each set and bound: the share of pairs that were scored, and by how much
-nDCG@10 lies below that of scoring them all (below 0: above it).
+nDCG@10 lies below that of scoring them all (below 0: above it). ``top`` and bound: by default the
+pipeline's own.
 """
 
 from __future__ import annotations
@@ -22,7 +23,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hybrid_retrieval import Pipeline
+from hybrid_retrieval.config import SearchConfig
 from hybrid_retrieval.corpus.dataset import Dataset
+from hybrid_retrieval.evaluation.fusion_fit import CUTOFF, ndcg
 from hybrid_retrieval.evaluation.runner import sampled
 from hybrid_retrieval.fusion import fuse
 from hybrid_retrieval.rerankers.pairs import Pairs
@@ -37,7 +40,7 @@ def score(name: str, index: Path, folder: Path, split: str, depth: int, queries:
     asked = sampled(dataset.queries, queries or None)
     shape = (len(asked), depth)
     maxsim, logits = np.full(shape, np.nan, np.float32), np.full(shape, np.nan, np.float32)
-    gains, ideal = np.zeros(shape, np.float32), np.zeros(len(asked), np.float32)
+    gains, ideal = np.zeros(shape), np.zeros((len(asked), CUTOFF))
     start = time.perf_counter()
     for i, query in enumerate(asked):
         ranking = pipeline.query(query.text, k=depth, num_candidates=depth)
@@ -47,9 +50,9 @@ def score(name: str, index: Path, folder: Path, split: str, depth: int, queries:
         maxsim[i, : len(order)] = ranking.retrieval_scores[order]
         logits[i, : len(order)] = ranking.reranker_scores[order]
         relevant = dataset.qrels[query.query_id]
-        gains[i, : len(order)] = [relevant.get(ranking.ids[j], 0) for j in order]
-        best = np.sort(list(relevant.values()))[::-1][:10]
-        ideal[i] = float((best / np.log2(np.arange(2, len(best) + 2))).sum())
+        gains[i, : len(order)] = [max(relevant.get(ranking.ids[j], 0), 0) for j in order]
+        best = sorted((grade for grade in relevant.values() if grade > 0), reverse=True)[:CUTOFF]
+        ideal[i, : len(best)] = best
         print(f"\r{name}: {i + 1} of {len(asked)} queries", end="", file=sys.stderr)
     weight = pipeline.reranker.fusion_weight if pipeline.reranker else 0.0
     weight = -1.0 if weight is None else weight  # by the logit alone
@@ -90,11 +93,6 @@ def ended(
     return work
 
 
-def ndcg(gains: NDArray[np.float32], order: NDArray[np.int64], ideal: float) -> float:
-    found = gains[order[:10]]
-    return float((found / np.log2(np.arange(2, len(found) + 2))).sum() / ideal)
-
-
 def simulate(path: Path, top: int, depth: int, bound: float, weight: float | None) -> tuple[float, float, float]:
     """Share of pairs scored, loss of nDCG@10, nDCG@10 of scoring them all. weight: None orders by the logit alone."""
     stored = np.load(path)
@@ -105,9 +103,9 @@ def simulate(path: Path, top: int, depth: int, bound: float, weight: float | Non
         count = min(depth, int(np.isfinite(logits).sum()))
         logits, maxsim, gains = logits[:count], maxsim[:count], gains[:count]
         scored = ended(logits, maxsim, top, bound, weight).scored
-        full = ndcg(gains, fuse(weight, logits, maxsim)[1], ideal)
+        full = ndcg(gains[fuse(weight, logits, maxsim)[1]], ideal)
         shares.append(scored / count)
-        losses.append(full - ndcg(gains, fuse(weight, logits[:scored], maxsim)[1], ideal))
+        losses.append(full - ndcg(gains[fuse(weight, logits[:scored], maxsim)[1]], ideal))
         whole.append(full)
     return float(np.mean(shares)), float(np.mean(losses)), float(np.mean(whole))
 
@@ -115,6 +113,7 @@ def simulate(path: Path, top: int, depth: int, bound: float, weight: float | Non
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
+    search = SearchConfig()
     scoring = commands.add_parser("score")
     scoring.add_argument("--set", action="append", required=True, metavar="NAME=INDEX=FOLDER")
     scoring.add_argument("--split", default="train")
@@ -123,9 +122,9 @@ def main() -> None:
     scoring.add_argument("--out", type=Path, required=True)
     replay = commands.add_parser("simulate")
     replay.add_argument("scores", type=Path, nargs="+")
-    replay.add_argument("--top", type=int, default=3, choices=range(1, 11), metavar="1-10")
+    replay.add_argument("--top", type=int, default=search.early_stop_top, choices=range(1, 11), metavar="1-10")
     replay.add_argument("--depth", type=int, default=30)
-    replay.add_argument("--bounds", type=float, nargs="+", default=[-1.0, 0.0, 0.25, 0.5, 1.0, 2.0])
+    replay.add_argument("--bounds", type=float, nargs="+", default=[search.early_stop_bound])
     replay.add_argument("--weight", type=float, help="of the reranker, or -1 for the logit alone; by default its own")
     arguments = parser.parse_args()
     if arguments.command == "score":

@@ -42,11 +42,11 @@ def trained(path: Path) -> dict[str, Any]:
 
 
 class FloatEncoder(EncoderBackend):
-    def __init__(self, base: BaseModel, work: Path) -> None:
+    def __init__(self, base: BaseModel, work: Path, seed: int) -> None:
         projection = torch.load(work / "projection.pt", weights_only=True)["weight"]
         model = upper_recipe.untrained(base, projection)
         upper_recipe.Upper(model, half=False).load_state_dict(trained(work / "upper.ckpt"))
-        self._model = upper_recipe.rotated(model, seed=0)  # what the weights of query tokens were learned on
+        self._model = upper_recipe.rotated(model, seed)  # what the weights of query tokens were learned on
 
     def forward(self, ids: NDArray[np.int64], mask: NDArray[np.int64]) -> NDArray[np.float32]:
         with torch.inference_mode():
@@ -127,11 +127,12 @@ def main() -> None:
     parser.add_argument("--queries", type=int, default=200)
     parser.add_argument("--passages", type=int, default=0, help="beside the judged ones (0: all)")
     parser.add_argument("--candidates", type=int, default=14)
+    parser.add_argument("--seed", type=int, default=0, help="of the training")
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
     base = read_base(arguments.base)
     float_encoder, float_reranker = Encoder.load("embedded"), Reranker.load("embedded")
-    float_encoder._backend = FloatEncoder(base, arguments.work)
+    float_encoder._backend = FloatEncoder(base, arguments.work, arguments.seed)
     float_reranker.scorer.backend = FloatReranker(base, arguments.work)
     models = float_encoder, Encoder.load("embedded"), float_reranker, Reranker.load("embedded")
     report: dict[str, Any] = {**machine_facts(), "command": " ".join(sys.argv), "sets": {}}

@@ -26,6 +26,8 @@ import numpy as np
 from hybrid_retrieval.codec.training import train_codec
 from hybrid_retrieval.corpus.queries import read_qrels, read_queries
 from hybrid_retrieval.encoders.encoder import Encoder
+from hybrid_retrieval.evaluation import fusion_fit
+from hybrid_retrieval.fusion import fuse
 from hybrid_retrieval.ragged import Ragged
 from hybrid_retrieval.rerankers.reranker import Reranker
 
@@ -50,7 +52,7 @@ def read_task(name: str, corpus: Path, queries: Path, qrels_file: Path, titles: 
         kept = [i for i, p in enumerate(ids) if p in judged or i in drawn]
         ids, texts = [ids[i] for i in kept], [texts[i] for i in kept]
         name = f"{name}[{len(ids)}]"
-    found = [(q.query_id, q.text) for q in read_queries(queries) if q.query_id in qrels]
+    found = [(q.query_id, q.text) for q in read_queries(queries) if max(qrels.get(q.query_id, {"": 0}).values()) > 0]
     return name, ids, texts, found, qrels
 
 
@@ -60,19 +62,16 @@ def maxsim(query: np.ndarray, windows: Ragged, offsets: np.ndarray) -> np.ndarra
     return np.maximum.reduceat(best, offsets[:-1])
 
 
-def ndcg(ids: Sequence[str], relevant: dict[str, int], k: int = 10) -> float:
-    gains = [(2.0 ** relevant.get(p, 0) - 1) / np.log2(i + 2) for i, p in enumerate(ids[:k])]
-    ideal = sorted((2.0**v - 1 for v in relevant.values()), reverse=True)[:k]
-    return float(sum(gains) / sum(v / np.log2(i + 2) for i, v in enumerate(ideal)))
+def ndcg(ids: Sequence[str], relevant: dict[str, int]) -> float:
+    """nDCG@10 of passages in their order."""
+    gains = np.array([max(relevant.get(passage_id, 0), 0) for passage_id in ids], np.float64)
+    ideal = np.array(sorted((grade for grade in relevant.values() if grade > 0), reverse=True), np.float64)
+    return fusion_fit.ndcg(gains, ideal)
 
 
 def recall(ids: Sequence[str], relevant: dict[str, int], k: int = 100) -> float:
     wanted = {p for p, v in relevant.items() if v > 0}
     return len(wanted & set(ids[:k])) / len(wanted)
-
-
-def z(values: np.ndarray) -> np.ndarray:
-    return (values - values.mean()) / (values.std() + 1e-9)
 
 
 def retrieve(
@@ -132,8 +131,7 @@ def rerank(found: dict, reranker: Reranker, *, sample: int, depth: int) -> dict[
         logits = reranker.score([(query["query"], text) for text in query["texts"][:depth]])
         seconds.append(time.perf_counter() - began)
         for w in WEIGHTS:
-            mixed = w * z(logits) + (1 - w) * z(np.array(query["scores"][:depth]))
-            order = np.argsort(-mixed, kind="stable")
+            _, order = fuse(w, logits, np.array(query["scores"][:depth], np.float32))
             fused[w].append(ndcg([query["ids"][i] for i in order], query["relevant"]))
     return {
         "set": found["set"],

@@ -49,7 +49,7 @@ def encoded(name: str, folder: Path, work: Path, queries: int, passages: int, ti
     asked = [
         query
         for query in read_queries(folder / "queries.jsonl")
-        if not judged.exists() or any(p in position for p in qrels.get(query.query_id, {}))
+        if not judged.exists() or any(p in position for p, grade in qrels.get(query.query_id, {}).items() if grade > 0)
     ]
     asked = random.Random(0).sample(asked, min(queries, len(asked)))
     texts = [f"{row['title']} {row['text']}" if titles and row.get("title") else row["text"] for row in rows]
@@ -66,7 +66,7 @@ def encoded(name: str, folder: Path, work: Path, queries: int, passages: int, ti
         for query in asked
     ]
     work.mkdir(parents=True, exist_ok=True)
-    np.savez(
+    save(
         path,
         data=np.concatenate(parts),
         offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
@@ -88,8 +88,15 @@ def narrowed(path: Path, dimensions: int) -> Path:
         shortened = np.linalg.norm(cut, axis=1, keepdims=True) / np.linalg.norm(whole, axis=1, keepdims=True)
         arrays[name] = (cut / shortened).astype(arrays[name].dtype)
     narrow = path.with_name(f"{path.stem}-{dimensions}d.npz")
-    np.savez(narrow, **arrays)
+    save(narrow, **arrays)
     return narrow
+
+
+def save(path: Path, **arrays: Any) -> None:
+    """`numpy.savez`, of which an interruption leaves nothing under that name."""
+    unfinished = path.with_name(f"unfinished-{path.name}")
+    np.savez(unfinished, **arrays)
+    unfinished.replace(path)
 
 
 def oracle(vectors: Any, k: int) -> list[list[int]]:
@@ -104,8 +111,9 @@ def oracle(vectors: Any, k: int) -> list[list[int]]:
 
 
 def ndcg_at_10(ids: list[int], relevant: list[int]) -> float:
-    gains = sum(1 / np.log2(rank + 2) for rank, i in enumerate(ids[:10]) if i in relevant)
-    return float(gains / sum(1 / np.log2(rank + 2) for rank in range(min(10, len(relevant)))))
+    from hybrid_retrieval.evaluation.fusion_fit import ndcg
+
+    return ndcg(np.isin(ids, relevant).astype(np.float64), np.ones(len(relevant)))
 
 
 def start(system: str, python: str, vectors: Path, work: Path, threads: int) -> PeerProcess:
@@ -122,9 +130,10 @@ def measure(workers: list[PeerProcess], vectors: Any, ks: list[int], rounds: int
         tops: dict[str, list[list[int]]] = {worker.system: [] for worker in workers}
         for worker in workers:
             worker.ask(query=0, k=k)  # the first call of a k pays for what later ones find ready
+        draw = random.Random(k)
         for turn in range(rounds):
             for query in range(count):
-                for worker in workers:
+                for worker in draw.sample(workers, len(workers)):  # so that none always runs behind the same neighbour
                     answer = worker.ask(query=query, k=k)
                     times[worker.system].append(answer["ms"])
                     found[worker.system]["rss_mb"] = answer["rss_mb"]

@@ -49,12 +49,12 @@ def questions_of(folder: Path, count: int, pairs: int) -> Questions:
     qrels = read_qrels(folder / "qrels" / "test.tsv")
     lines = (folder / "corpus.jsonl").read_text(encoding="utf-8").splitlines()
     texts = {row["_id"]: row["text"] for row in map(json.loads, lines)}
-    asked = [query for query in read_queries(folder / "queries.jsonl") if query.query_id in qrels]
+    asked = [q for q in read_queries(folder / "queries.jsonl") if max(qrels.get(q.query_id, {"": 0}).values()) > 0]
     others = list(texts)
     found = []
-    for query in draw.sample(asked, count):
+    for query in draw.sample(asked, min(count, len(asked))):
         judged = [passage for passage in qrels[query.query_id] if passage in texts]
-        rows = list(dict.fromkeys([*judged, *draw.sample(others, pairs)]))[:pairs]
+        rows = list(dict.fromkeys([*judged, *draw.sample(others, min(pairs, len(others)))]))[:pairs]
         found.append((query.text, [texts[row] for row in rows]))
     return found
 
@@ -152,10 +152,10 @@ def measure(workers: list[PeerProcess], name: str, questions: Questions, rounds:
     on_device: dict[str, float | None] = {}
     for worker in workers:
         worker.ask(set=name, question=0)  # the first call pays for what later ones find ready
+    draw = random.Random(0)
     for turn in range(rounds):
         for i in range(len(questions)):
-            # The order turns, so that no system always runs behind the same neighbour.
-            for worker in workers[turn % len(workers) :] + workers[: turn % len(workers)]:
+            for worker in draw.sample(workers, len(workers)):  # so that none always runs behind the same neighbour
                 answer = worker.ask(set=name, question=i)
                 times[worker.system][i].append(answer["s"])
                 memory[worker.system], on_device[worker.system] = answer["rss_mb"], answer["device_mb"]
