@@ -30,8 +30,8 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 
 BATCH = 16
 SORTED = BATCH if DEVICE == "cuda" else 4
-"""Pairs in a batch of the loops written here. On a CPU small ones are as quick a pair, and pairs sorted by length need less
-padding in them: of a question's fourteen, one batch would pad all to the longest."""
+"""Pairs in a batch of the loops written here. On a CPU small ones are as quick a pair, and pairs sorted by length need
+less padding in them: of a question's fourteen, one batch would pad all to the longest."""
 MAX_TOKENS = 512
 Score = Callable[[str, list[str]], Any]
 
