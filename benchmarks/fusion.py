@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import hashlib
 import json
 import sys
 from pathlib import Path
@@ -47,11 +48,13 @@ class Bench:
             (self.work / folder).mkdir(parents=True, exist_ok=True)
 
     def pipeline(self, name: str, folder: str, split: str) -> Pipeline:
-        # By split too: a set of this name to fit on need not be the collection that is tested on.
-        path = Path(self.ready.get(name, self.work / "indexes" / f"{name}-{split}-{self.encoder.identity[:8]}"))
+        titles = name not in self.arguments.no_title
+        made_of = hashlib.sha256(repr((str(Path(folder).resolve()), titles)).encode()).hexdigest()
+        own = f"{name}-{split}-{made_of[:8]}-{self.encoder.identity[:8]}"
+        path = Path(self.ready.get(name, self.work / "indexes" / own))
         if not (path / "versions").exists():
             print(f"{name}: building an index", file=sys.stderr)
-            section = dataclasses.replace(self.config.index, include_title=name not in self.arguments.no_title)
+            section = dataclasses.replace(self.config.index, include_title=titles)
             config = dataclasses.replace(self.config, index=section)
             Index.build(folder, path, encoder=self.encoder, reranker=self.reranker, config=config, overwrite=True)
         return Pipeline(Index.open(path), self.encoder, self.reranker, self.config)
