@@ -4,7 +4,7 @@
 |---|---|
 | `*.jsonl`, `*.ndjson` | a JSON object a line |
 | `*.csv` | a header line, then records; quoted as RFC 4180 says |
-| `*.tsv` | the same with tabs and no quotes; two columns without a header are `id<TAB>text` |
+| `*.tsv` | the same with tabs and no quotes; two columns without a header are `id<TAB>text` (three, from 0 on: and title) |
 | `*.parquet` | a row a passage (extra `parquet`) |
 | `*.txt`, `*.md` | one passage |
 | a folder | BEIR (`corpus.jsonl`), TREC (`collection.tsv`), else every `.txt` and `.md` file below it |
@@ -195,9 +195,11 @@ def _read_tsv(path: Path) -> Iterator[tuple[str, Passage]]:
         where, fields = f"{path}:{number}", line.split("\t")
         if first:
             first = False
-            columns = header_columns(fields, ID_KEYS, TEXT_KEYS, where, required=len(fields) != 2)
+            numbered = len(fields) == 3 and fields[0] == "0"  # as colbert-ai's collections are: number, text, title
+            columns = header_columns(fields, ID_KEYS, TEXT_KEYS, where, required=len(fields) != 2 and not numbered)
             if columns is not None:
                 continue
+            columns = ["_id", "text", "title"] if numbered else None
         if columns is not None:
             yield where, to_passage(_row(columns, fields, where), where)
         elif len(fields) != 2:

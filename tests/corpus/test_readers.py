@@ -71,6 +71,8 @@ def test_tsv_with_and_without_header(tmp_path: Path) -> None:
     bare = [Passage("0", "first"), Passage("1", "second, third")]
     assert list(read_corpus(written(tmp_path, "trec/collection.tsv", "0\tfirst\n1\tsecond, third\n"))) == bare
     assert list(read_corpus(tmp_path / "trec")) == bare
+    titled = written(tmp_path, "colbert/collection.tsv", "0\tfirst\tT\n1\tsecond\t\n")
+    assert list(read_corpus(titled)) == [Passage("0", "first", "T"), Passage("1", "second")]
 
 
 @pytest.mark.parametrize("name", ["h.tsv", "h.csv"])
