@@ -77,9 +77,9 @@ check-neon: $(VENV)/.installed
 	$(NEON) tests/kernels/variants.cpp build/neon/*.o $(if $(ARM64),,-static) -o build/neon/variants
 	$(ARM64_RUN) build/neon/variants build/neon/cases
 
-# pip comes last, so an environment that was only half made (on Debian: without python3-venv) is made anew.
+# pip comes last, so an environment that was only half made (on Debian: without python3-venv) is made to the end.
 $(VENV)/bin/pip:
-	$(PYTHON) -m venv --clear $(VENV)
+	$(PYTHON) -m venv $(VENV)
 
 # What the kernels are compiled from: an installation from before they changed would still run the old ones.
 COMPILED := CMakeLists.txt $(wildcard hybrid_retrieval/kernels/native/*)

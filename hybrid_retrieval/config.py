@@ -246,6 +246,14 @@ class PipelineConfig:
             raise ConfigError(f"{path}: not a readable YAML file ({reason})") from None
         return cls.from_dict({} if values is None else values, source=str(path))
 
+    @classmethod
+    def from_stored(cls, values: Mapping[str, Any], *, source: str) -> PipelineConfig:
+        """As `from_dict`, of what an index keeps. One from before it was refused may hold a weight that is not read."""
+        fusion = values.get("fusion")
+        if isinstance(fusion, Mapping) and fusion.get("method") != "weighted":
+            values = {**values, "fusion": {key: value for key, value in fusion.items() if key != "weight"}}
+        return cls.from_dict(values, source=source)
+
     def to_dict(self) -> dict[str, Any]:
         """Nested plain values; `from_dict(to_dict())` is the same configuration."""
         return dataclasses.asdict(self)

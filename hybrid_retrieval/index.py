@@ -272,6 +272,11 @@ class Index:
         return config
 
     @property
+    def has_texts(self) -> bool:
+        """Whether any passage has a text or a title; one made from vectors alone has none."""
+        return self._snapshot.has_texts
+
+    @property
     def include_title(self) -> bool:
         """Whether the models read titles."""
         return bool(self.config["index"]["include_title"])

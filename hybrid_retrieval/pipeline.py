@@ -93,7 +93,7 @@ class Pipeline:
         if not isinstance(index, Index):
             index = Index.open(index)
         if config is None:
-            config = PipelineConfig.from_dict(index.config, source=f"{index.path} (its own configuration)")
+            config = PipelineConfig.from_stored(index.config, source=f"{index.path} (its own configuration)")
         elif isinstance(config, (str, Path)):
             config = PipelineConfig.load(config)
         elif not isinstance(config, PipelineConfig):
@@ -291,7 +291,7 @@ class Pipeline:
         include_title = self.index.include_title
         contents = [self.index.passage(int(row)).content(include_title) for row in rows]
         texts = [content for content in contents if not is_blank(content)]
-        if contents and not texts:
+        if not self.index.has_texts:
             raise QueryError(
                 f"{self.index.path} holds no texts that the reranker could read: build it with them (import-colbert: "
                 "--collection), or stop after stage 1 (rerank=False, --no-rerank)"

@@ -10,11 +10,13 @@ from pathlib import Path
 
 def write_whole(path: str | Path, data: bytes) -> None:
     """Put `data` in place of a file in one step: another process sees the old bytes or the new ones. Where a link is
-    named, what it leads to is replaced; into a pipe or a device the bytes are written as they are. Raises `OSError`.
+    named, what it leads to is replaced; to a pipe, a device and what else is open already (/dev/stdout) the bytes are
+    added. Raises `OSError`.
     """
     path = Path(path)
     if is_stream(path):
-        path.write_bytes(data)
+        with path.open("ab") as stream:
+            stream.write(data)
         return
     path = Path(os.path.realpath(path))
     partial = path.with_name(f".{os.getpid()}-{secrets.token_hex(4)}.partial")
@@ -39,5 +41,7 @@ def check_writable(path: str | Path) -> None:
 
 
 def is_stream(path: Path) -> bool:
-    """Whether a pipe, a device or a socket is there: nothing that could be replaced."""
-    return path.exists() and not path.is_file() and not path.is_dir()
+    """Whether a pipe, a device or a socket is there, or a file that is open already (a path through /proc or /dev):
+    nothing that could be replaced."""
+    of_the_system = os.path.abspath(path).startswith(("/dev/", "/proc/"))
+    return path.exists() and not path.is_dir() and (of_the_system or not path.is_file())

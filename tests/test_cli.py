@@ -196,6 +196,14 @@ def test_a_run_that_cannot_be_written_is_known_before(run, small_index: Path, tm
     assert not list(tmp_path.glob("*.trec"))
 
 
+def test_a_run_is_written_even_where_nobody_reads_the_figures(small_index: Path, tmp_path: Path) -> None:
+    dataset = judged(tmp_path, "1\tvaccine\t1\n")
+    run = tmp_path / "run.trec"
+    rest = "| exec 0<&-; echo ${PIPESTATUS[0]}"
+    result = in_a_shell(rest, "evaluate", small_index, dataset, "--no-rerank", "--json", "--run", run)
+    assert result.stdout == "141\n" and run.read_text().startswith("1 Q0 ")
+
+
 @pytest.mark.parametrize("option", ["--num-candidates", "--deadline-ms"])
 def test_an_option_of_stage_2_needs_one(run, small_index: Path, tmp_path: Path, option: str) -> None:  # type: ignore[no-untyped-def]
     (tmp_path / "c.yaml").write_text("reranker: {model: none}\n", encoding="utf-8")

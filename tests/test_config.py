@@ -77,6 +77,14 @@ def test_bad_values_are_refused_by_name(values: object, message: str) -> None:
     assert str(caught.value).startswith("x.yaml: ")
 
 
+def test_a_stored_configuration_may_hold_a_weight_that_is_not_read() -> None:
+    stored = PipelineConfig().to_dict()
+    stored["fusion"]["weight"] = 0.3
+    assert PipelineConfig.from_stored(stored, source="an index") == PipelineConfig()
+    stored["fusion"]["method"] = "weighted"
+    assert PipelineConfig.from_stored(stored, source="an index").fusion.weight == 0.3
+
+
 def test_a_whole_number_stands_for_a_float_and_empty_sections_for_their_defaults() -> None:
     config = PipelineConfig.from_dict({"fusion": {"method": "weighted", "weight": 1}, "search": None})
     assert config.fusion.weight == 1.0

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import stat
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
 import pytest
 
-from hybrid_retrieval.whole_files import check_writable, write_whole
+from hybrid_retrieval.whole_files import check_writable, is_stream, write_whole
 
 
 def test_a_file_keeps_its_mode_and_leaves_nothing_beside_it(tmp_path: Path) -> None:
@@ -40,7 +42,16 @@ def test_a_pipe_is_written_into(tmp_path: Path) -> None:
     assert found == [b"content"] and stat.S_ISFIFO(pipe.stat().st_mode)
 
 
+def test_what_another_holds_open_is_added_to(tmp_path: Path) -> None:
+    lines = ("from hybrid_retrieval.whole_files import write_whole", "print('one', flush=True)")
+    write = "\n".join([*lines, "write_whole('/dev/stdout', b'two')"])
+    with (tmp_path / "out").open("wb") as out:
+        subprocess.run([sys.executable, "-c", write], stdout=out, check=True, timeout=60)
+    assert (tmp_path / "out").read_bytes() == b"one\ntwo"
+
+
 def test_a_device_stays_one() -> None:
+    assert is_stream(Path(os.devnull)), "or the next line would replace it"
     check_writable(os.devnull)
     write_whole(os.devnull, b"content")
     assert stat.S_ISCHR(os.stat(os.devnull).st_mode)

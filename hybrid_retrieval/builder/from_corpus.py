@@ -151,7 +151,7 @@ class _Build:
                     f"{what} used another {key} ({theirs}; now {ours}): use the same, or start over with overwrite"
                 )
         # Keys that came later than that build have their defaults there.
-        before = PipelineConfig.from_dict(earlier["config"], source=what).to_dict()
+        before = PipelineConfig.from_stored(earlier["config"], source=what).to_dict()
         if before != self.keys["config"]:
             theirs, ours = (
                 {f"{section}.{key}": value for section, values in config.items() for key, value in values.items()}

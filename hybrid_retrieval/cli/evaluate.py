@@ -74,14 +74,16 @@ def evaluate(
     notes = [] if pipeline.reranker is None or pipeline.fusion.rerank else list(pipeline.fusion.notes(0))
     if missing := missing_passages(pipeline.index, collection, result.run):
         notes.append(f"{missing:,} passages that are judged relevant are not in the index")
-    if as_json:
-        told = {"notes": notes} if notes else {}
-        echo_json({"measures": result.measures, "queries": result.queries, "latency_ms": result.latency_ms, **told})
-    else:
-        show(result, notes)
-    if run_file:  # last: the figures are worth having even where it fails
+    try:  # figures and run: either is worth having where the other cannot be written
+        if as_json:
+            told = {"notes": notes} if notes else {}
+            echo_json({"measures": result.measures, "queries": result.queries, "latency_ms": result.latency_ms, **told})
+        else:
+            show(result, notes)
         sys.stdout.flush()
-        write_run(Path(run_file), result.run, tag="hybrid_retrieval")
+    finally:
+        if run_file:
+            write_run(Path(run_file), result.run, tag="hybrid_retrieval")
 
 
 def show(result: Evaluation, notes: Sequence[str]) -> None:

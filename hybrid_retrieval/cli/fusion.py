@@ -56,8 +56,8 @@ def fit_fusion(
     from hybrid_retrieval.evaluation.fusion_runner import fit_dataset, open_both_stages
     from hybrid_retrieval.evaluation.runner import check_collection
 
-    for option, path in (("--out", out), ("--scores", scores)):
-        check_output(option, path)
+    check_output("--out", out)
+    check_output("--scores", scores, in_place=True)
     if out is not None and scores is not None and Path(out).resolve() == Path(scores).resolve():
         raise click.UsageError("--out and --scores name the same file")
     collection = Dataset.open(dataset, split=split)

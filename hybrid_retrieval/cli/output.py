@@ -72,8 +72,9 @@ def progress_bar(quiet: bool = False) -> Iterator[Progress | None]:
         yield report
 
 
-def check_output(option: str, path: str | None) -> None:
-    """Raise a usage error for a file that could not be written in the end, before any work is done."""
+def check_output(option: str, path: str | None, *, in_place: bool = False) -> None:
+    """Raise a usage error for a file that could not be written in the end, before any work is done. in_place: it is
+    added to, not replaced."""
     if path is None:
         return
     if not Path(path).absolute().parent.is_dir():
@@ -81,7 +82,11 @@ def check_output(option: str, path: str | None) -> None:
     if Path(path).is_dir():
         raise click.UsageError(f"{option} {path}: a folder is there; expected the name of a file")
     try:
-        check_writable(path)
+        if in_place and Path(path).exists():
+            with open(path, "ab"):
+                pass
+        else:
+            check_writable(path)
     except OSError as error:
         raise click.UsageError(f"{option} {path}: cannot be written ({error.strerror or error})") from None
 

@@ -29,7 +29,7 @@ def open_config(index: Index, config: str | None) -> PipelineConfig:
     return (
         PipelineConfig.load(config)
         if config
-        else PipelineConfig.from_dict(index.config, source=f"{index.path} (its own)")
+        else PipelineConfig.from_stored(index.config, source=f"{index.path} (its own)")
     )
 
 

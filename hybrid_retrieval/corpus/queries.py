@@ -16,7 +16,7 @@ Qrels = dict[str, dict[str, int]]
 
 _ID_KEYS = ("_id", "id", "query_id", "qid")
 _TEXT_KEYS = ("text", "query")
-_RELEVANCE = re.compile(r"[+-]?[0-9]+(\.0*)?")
+_RELEVANCE = re.compile(r"[+-]?[0-9]{1,20}(\.0*)?")
 MOST_RELEVANCE = 1_000_000
 """Implementations of measures hold 32 bits, and wrap around without a word."""
 
@@ -80,7 +80,7 @@ def read_qrels(path: str | Path) -> Qrels:
             raise CorpusError(f"{where}: expected {width} columns as above, got {len(fields)}")
         query_id, passage_id, relevance = fields[0], fields[-2], _relevance(fields[-1], where)
         if not query_id.strip() or not passage_id.strip():
-            raise CorpusError(f"{where}: an empty {'passage' if query_id else 'query'} id")
+            raise CorpusError(f"{where}: an empty {'passage' if query_id.strip() else 'query'} id")
         judged = qrels.setdefault(query_id, {})
         if judged.setdefault(passage_id, relevance) != relevance:
             raise CorpusError(
@@ -94,7 +94,7 @@ def read_qrels(path: str | Path) -> Qrels:
 
 def _relevance(field: str, where: str) -> int:
     if not _RELEVANCE.fullmatch(field.strip()):
-        raise CorpusError(f"{where}: expected an integer relevance, got '{field.strip()}'")
+        raise CorpusError(f"{where}: expected an integer relevance, got '{field.strip():.40}'")
     value = int(field.strip().partition(".")[0])
     if abs(value) > MOST_RELEVANCE:
         raise CorpusError(f"{where}: expected a relevance of at most {MOST_RELEVANCE:,}, got '{field.strip()}'")
@@ -116,7 +116,7 @@ def _query(record: Mapping[str, Any], where: str) -> Query:
 def _tsv_query(line: str, columns: list[str] | None, where: str) -> Query:
     line = line.rstrip("\r\n")
     if columns is not None:
-        fields = line.split("\t")
+        fields = line.split("\t", len(columns) - 1 if columns[-1] in _TEXT_KEYS else -1)
         if len(fields) != len(columns):
             raise CorpusError(f"{where}: expected {len(columns)} fields ({', '.join(columns)}), got {len(fields)}")
         return _query(dict(zip(columns, fields, strict=True)), where)

@@ -4,7 +4,7 @@
 |---|---|
 | `*.jsonl`, `*.ndjson` | a JSON object a line |
 | `*.csv` | a header line, then records; quoted as RFC 4180 says |
-| `*.tsv` | the same with tabs and no quotes; two columns without a header are `id<TAB>text` (three, from 0 on: and title) |
+| `*.tsv` | the same with tabs and no quotes; without a header `id<TAB>text`, or from 0 on `number<TAB>text<TAB>title` |
 | `*.parquet` | a row a passage (extra `parquet`) |
 | `*.txt`, `*.md` | one passage |
 | a folder | BEIR (`corpus.jsonl`), TREC (`collection.tsv`), else every `.txt` and `.md` file below it |
@@ -243,12 +243,14 @@ def _parquet_rows(path: Path, pyarrow: Any) -> Iterator[tuple[str, Passage]]:
     row = 0
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
-            header_columns(file.schema_arrow.names, ID_KEYS, TEXT_KEYS, str(path), required=True)
+            names = file.schema_arrow.names
+            columns = header_columns(names, ID_KEYS, TEXT_KEYS, str(path), required=True)
+            renamed = dict(zip(names, columns or names, strict=True))
             for batch in file.iter_batches(batch_size=1024):
                 for record in _records(batch, f"{path}: after row {row}"):
                     row += 1
                     where = f"{path}: row {row}"
-                    passage = to_passage(record, where)
+                    passage = to_passage({renamed[key]: value for key, value in record.items()}, where)
                     metadata = {key: _plain(value, f"{where}: '{key}'") for key, value in passage.metadata.items()}
                     yield where, dataclasses.replace(passage, metadata=metadata)
     except (pyarrow.ArrowException, OSError) as error:

@@ -56,7 +56,7 @@ def header_columns(
     """
     known = {*id_keys, *text_keys, "title"}
     stripped = [field.strip() for field in fields]
-    columns = [name.lower() if name.lower() in known else name for name in stripped]
+    columns = [name.lower() if name.lower() in known - {*stripped} else name for name in stripped]
     named = any(key in columns for key in id_keys) and any(key in columns for key in text_keys)
     if not named and not required and columns[0].lower() not in {*id_keys, *_OTHER_ID_NAMES}:
         return None

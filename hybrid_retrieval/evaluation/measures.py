@@ -117,7 +117,7 @@ def _parse(name: str) -> Any:
     if not supported:
         raise ConfigError(f"measure '{name}' needs a package that ir-measures does not bring; use {_EXAMPLES}")
     try:  # what a parameter or a missing program makes impossible shows only when it is computed
-        list(ir_measures.iter_calc([measure], {"1": {"p0": 1}}, {"1": {"p0": 1.0}}))
+        list(ir_measures.iter_calc([measure], {"1": {"p0": 1, "p1": 0}}, {"1": {"p0": 2.0, "p1": 1.0}}))
     except Exception as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ConfigError(f"measure '{name}' cannot be computed here ({reason:.200}); use {_EXAMPLES}") from None

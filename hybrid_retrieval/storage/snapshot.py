@@ -124,6 +124,11 @@ class Snapshot:
         segment, local = self.locate(row)
         return segment.passage(local)
 
+    @property
+    def has_texts(self) -> bool:
+        """Whether any passage has a text or a title."""
+        return any(len(segment.texts.data) or len(segment.titles.data) for segment in self.segments)
+
     def passage_id(self, row: int) -> str:
         """The id of a row."""
         segment, local = self.locate(row)

@@ -94,6 +94,11 @@ def held_out(folder: Path, tokenizer: Tokenizer, name: str) -> list[Pair]:
     return [pair for _, pair in _split(folder / f"{name}.jsonl", tokenizer)[0]]
 
 
+def all_answers(folder: Path, tokenizer: Tokenizer, name: str) -> dict[tuple[int, ...], set[int]]:
+    """`answers` of all pairs that are read of one file, held out or not."""
+    return answers(pair for side in _split(folder / f"{name}.jsonl", tokenizer) for _, pair in side)
+
+
 BITEXT_LANGUAGES = (
     "ara", "cmn", "spa", "rus", "deu", "fra", "ell", "hin", "tha", "tur",
     "vie", "ron", "jpn", "kor", "fin", "tel", "swh", "por", "ita", "nld",

@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
 
 from tokenizers import Tokenizer
@@ -18,7 +18,7 @@ from tokenizers import Tokenizer
 from hybrid_retrieval.model_files import EMBEDDED_FOLDER
 from hybrid_retrieval.training import code_switching
 from hybrid_retrieval.training.base_weights import read_base, tokenizer_json
-from hybrid_retrieval.training.data import DRAWN, Pair, answers, held_out, load_pairs
+from hybrid_retrieval.training.data import DRAWN, Pair, all_answers, held_out, load_pairs
 
 FILES = ("squad_train", "tydiqa-en", "tydiqa-ko", "tydiqa-sw", "jaquad", "scifact", "php_purpose", "mdn_xling")
 ENGLISH, SWITCHED = ("squad_train", "tydiqa-en"), ("ara", "cmn")
@@ -30,13 +30,15 @@ def write_dev_set(
     name: str,
     held: Sequence[Pair],
     others: Sequence[Pair],
+    relevant: Mapping[int, Set[int]],
     tokenizer: Tokenizer,
     *,
     queries: int,
     pool: int,
 ) -> None:
     """``queries`` held-out questions (one a passage) against the held-out passages and as many of the others'
-    as make ``pool``; of these every passage that answers a question is judged so."""
+    as make ``pool``. relevant: for each held-out passage all that answer its question: those in the pool are judged
+    so."""
     passages = {pair.passage_key: pair for pair in held}
     for pair in others:
         if len(passages) >= pool:
@@ -49,11 +51,10 @@ def write_dev_set(
     for file, rows in (("corpus.jsonl", corpus), ("queries.jsonl", found)):
         text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
         (folder / name / file).write_text(text, encoding="utf-8")
-    relevant = answers([*held, *others])
     lines = [
         f"q{pair.passage_key}\t{key}\t1\n"
         for pair in asked
-        for key in sorted(relevant[tuple(pair.query)])
+        for key in sorted(relevant[pair.passage_key])
         if key in passages
     ]
     (folder / name / "qrels" / "dev.tsv").write_text("query-id\tcorpus-id\tscore\n" + "".join(lines), encoding="utf-8")
@@ -82,8 +83,14 @@ def main() -> None:
     tokenizer = Tokenizer.from_str(tokenizer_json(read_base(arguments.base)))
     drawn = load_pairs(arguments.pairs, tokenizer, limit=DRAWN, seed=0)
     held = {name: held_out(arguments.pairs, tokenizer, name) for name in FILES}
+    relevant = {}
     for name in FILES:
-        write_dev_set(arguments.out, name, held[name], drawn[name], tokenizer, queries=queries, pool=pool)
+        found = all_answers(arguments.pairs, tokenizer, name)
+        relevant[name] = {pair.passage_key: found[tuple(pair.query)] for pair in held[name]}
+    for name in FILES:
+        write_dev_set(
+            arguments.out, name, held[name], drawn[name], relevant[name], tokenizer, queries=queries, pool=pool
+        )
     if arguments.sentences is not None:
         english = [tokenizer.decode(pair.query) for name in ENGLISH for pair in [*held[name], *drawn[name]]]
         lexicons = code_switching.learn(EMBEDDED_FOLDER, arguments.sentences, tokenizer, english, threads=2)
@@ -91,8 +98,10 @@ def main() -> None:
             for language in SWITCHED:
                 joined = language in code_switching.UNSPACED
                 switched = in_language(held[name], lexicons[language], tokenizer, joined=joined)
-                place = f"{name}-{language}"
-                write_dev_set(arguments.out, place, switched, drawn[name], tokenizer, queries=queries, pool=pool)
+                place, others = f"{name}-{language}", drawn[name]
+                write_dev_set(
+                    arguments.out, place, switched, others, relevant[name], tokenizer, queries=queries, pool=pool
+                )
 
 
 if __name__ == "__main__":

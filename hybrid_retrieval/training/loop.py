@@ -67,7 +67,7 @@ def train(
         optimizer, lambda i: min((i + 1) / warmup, max(0.0, (steps - i) / max(1, steps - warmup)))
     )
     start = 0
-    made_of = repr((course.made_of, steps, course.half, rate, head_rate, warmup))
+    made_of = repr((course.made_of, course.seed, steps, course.half, rate, head_rate, warmup))
     if course.resume and checkpoint.exists():
         saved = torch.load(checkpoint, weights_only=True)
         if saved.get("made_of", "") == made_of:

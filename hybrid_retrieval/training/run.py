@@ -44,6 +44,8 @@ ENCODER: dict[str, Any] = {
     },
     "passage": {"prefix_ids": data.PASSAGE_PREFIX, "suffix_ids": [data.END], "max_tokens": 256, "skip_ids": []},
 }
+PAIRS_A_WEIGHT = 45
+"""Pairs that the projection learns from, for each unit of a file's weight in ``data.WEIGHTS``."""
 RERANKER: dict[str, Any] = {
     "name": "multilingual-e5-small-cross-encoder",
     # As long as the pairs that it learns from: on whole passages of up to 512 tokens it ranks worse.
@@ -136,13 +138,14 @@ def _encoder(setting: Setting, dimensions: int, projection_steps: int, upper_ste
     """Train the projection, export it on the base, train the upper layers on the exported layers' states, export."""
     base, work, seed = setting.base, setting.work, setting.seed
     path, pairs, sentences = work / "projection.pt", setting.drawn(data.WEIGHTS), setting.bitext(110, {}, 0)
-    made_of = hashlib.sha256(repr((dimensions, projection_steps, seed, pairs, sentences)).encode()).hexdigest()
+    told = (_numbers(projection_recipe), PAIRS_A_WEIGHT, dimensions, projection_steps, seed, pairs, sentences)
+    made_of = hashlib.sha256(repr(told).encode()).hexdigest()
     known = torch.load(path, weights_only=True) if setting.resume and path.exists() else {}
     if isinstance(known, dict) and known.get("made_of") == made_of:
         encoder = upper_recipe.untrained(base, known["weight"])
     else:
         encoder = projection_recipe.train_projection(
-            base, pairs, sentences, per_weight=45, dimensions=dimensions, steps=projection_steps, seed=seed
+            base, pairs, sentences, per_weight=PAIRS_A_WEIGHT, dimensions=dimensions, steps=projection_steps, seed=seed
         )
         save_atomically({"weight": encoder.projection.weight.detach(), "made_of": made_of}, path)
     write_encoder(base, arrays(encoder), work / "untrained", ENCODER)
@@ -198,8 +201,13 @@ def _left_over(rows: list[Pair], kept: int) -> list[Pair]:
 
 def _made_of(encoder: Path, recipe: ModuleType, told: object) -> str:
     """A digest of an exported encoder's weights, of a recipe's numbers, and of what else a step was given."""
-    numbers = {name: value for name, value in vars(recipe).items() if name.isupper()}
-    return hashlib.sha256((encoder / "encoder.safetensors").read_bytes() + repr((numbers, told)).encode()).hexdigest()
+    told = (_numbers(recipe), told)
+    return hashlib.sha256((encoder / "encoder.safetensors").read_bytes() + repr(told).encode()).hexdigest()
+
+
+def _numbers(recipe: ModuleType) -> dict[str, object]:
+    """A recipe's constants. None is a set: the order of its members would be another in every process."""
+    return {name: value for name, value in vars(recipe).items() if name.isupper() and not isinstance(value, ModuleType)}
 
 
 def _kept(path: Path, made_of: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:

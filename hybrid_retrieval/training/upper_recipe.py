@@ -60,7 +60,7 @@ SHARES = data.draw_shares(
     DOCUMENTATION,
     {"stated": STATED_OTHERS[0], **{f"stated_{language}": share for language, (share, _) in STATED.items()}},
 )
-NO_TEACHER = {"mdn_xling", *(set(SHARES) - set(FILES))}
+NO_TEACHER = ("mdn_xling", *sorted(set(SHARES) - set(FILES)))
 """Files across languages: the base is no teacher for them."""
 
 

@@ -90,6 +90,7 @@ def test_a_header_names_the_columns_of_queries(tmp_path: Path) -> None:
     for name, content in (("x.tsv", "_ID\tText\tlang\na\tone\ten\n"), ("y.tsv", "query\tqid\none\ta\n")):
         assert read_queries(written(tmp_path / name, content)) == expected
     assert read_queries(written(tmp_path / "z.tsv", "a\tone\n")) == expected
+    assert read_queries(written(tmp_path / "t.tsv", "qid\tquery\na\tone\ttwo\n")) == [Query("a", "one\ttwo")]
     for content in ("qid\tquestion\na\tone\n", "query_id\ttitle\na\tone\n"):
         with pytest.raises(CorpusError, match=r"z\.tsv:1: no text column in the header"):
             read_queries(written(tmp_path / "z.tsv", content))
@@ -108,6 +109,8 @@ def test_trec_qrels(tmp_path: Path) -> None:
         ("q1\tp1\tyes\n", ":1: expected an integer relevance, got 'yes'"),
         ("q1\tp1\t0.5\n", ":1: expected an integer relevance, got '0.5'"),
         ("q1\tp1\tinf\n", ":1: expected an integer relevance, got 'inf'"),
+        ("q1\tp1\t" + "9" * 5000 + "\n", ":1: expected an integer relevance, got '9999"),
+        (" \tp1\t1\n", ":1: an empty query id"),
         ("q1\tp1\t1_0\n", ":1: expected an integer relevance, got '1_0'"),
         ("q1\tp1\t4294967295\n", ":1: expected a relevance of at most 1,000,000, got '4294967295'"),
         ("q1\tp1\t-9223372036854775808\n", ":1: expected a relevance of at most 1,000,000"),

@@ -81,6 +81,19 @@ def test_the_names_in_a_header_may_be_in_capitals(tmp_path: Path, name: str) -> 
     assert list(read_corpus(written(tmp_path, name, content))) == [Passage("a", "one", "T", {"URL": "u"})]
 
 
+def test_a_name_in_capitals_beside_the_known_one_is_metadata(tmp_path: Path) -> None:
+    expected = [Passage("a", "one", "t", {"Title": "T"})]
+    assert list(read_corpus(written(tmp_path, "h.csv", "id,text,Title,title\na,one,T,t\n"))) == expected
+
+
+def test_the_names_of_parquets_columns_may_be_in_capitals(tmp_path: Path) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    pytest.importorskip("pyarrow.parquet")
+    table = pyarrow.table({"ID": ["a"], "Text": ["one"], "Title": ["T"], "Url": ["u"]})
+    pyarrow.parquet.write_table(table, tmp_path / "p.parquet")
+    assert list(read_corpus(tmp_path / "p.parquet")) == [Passage("a", "one", "T", {"Url": "u"})]
+
+
 def test_a_first_line_that_begins_with_the_name_of_ids_is_no_passage(tmp_path: Path) -> None:
     for content, missing in (("id\tbody\na\tone\n", "text"), ("pid\tpassage\na\tone\n", "id")):
         with pytest.raises(CorpusError, match=rf"h\.tsv:1: no {missing} column in the header"):

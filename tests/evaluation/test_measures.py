@@ -135,6 +135,10 @@ def test_what_no_implementation_computes_is_refused_before_there_is_a_run(name: 
         parse_measures(name)
 
 
+def test_a_measure_that_needs_passages_that_are_not_relevant_is_known() -> None:
+    assert evaluate({"q": {"a": 2.0, "b": 1.0}}, {"q": {"a": 1, "b": 0}}, "Accuracy") == {"Accuracy": 1.0}
+
+
 def test_ids_that_an_implementation_would_cut_or_split_are_measured_as_any() -> None:
     run = {"x-1": {"a b": 2.0, "c": 1.0}, "y-1": {"a b": 2.0}}
     qrels = {"x-1": {"c": 1}, "y-1": {"c": 1}}

@@ -658,5 +658,10 @@ def test_an_empty_text_among_others_is_scored_and_no_texts_at_all_say_so(tmp_pat
     pipeline = Pipeline.from_config({}, index=tmp_path / "some")
     ranking = pipeline.query("what causes tides?", k=3)
     assert ranking.rescored == 3 and set(ranking.ids) == {"0", "1", "2"}
+    row = int(np.argmax([passage_id == "1" for passage_id in ranking.ids]))
+    empty_alone = Index.open(tmp_path / "some").reranker_tokens(np.array([1]))
+    assert empty_alone is None and ranking[row].text == ""
+    tokens = pipeline._reranker_tokens(pipeline.reranker, np.array([1]))
+    assert tokens.lengths.tolist() == [0], "one empty candidate does not make an index without texts"
     with pytest.raises(QueryError, match=r"holds no texts that the reranker could read: build it with them"):
         Pipeline.from_config({}, index=tmp_path / "none").query("what causes tides?", k=3)

@@ -67,10 +67,29 @@ def test_a_function_is_held_out_in_every_language(tmp_path: Path) -> None:
 def test_every_passage_of_a_question_is_judged_in_a_held_out_set(tmp_path: Path) -> None:
     held = [data.Pair([10], [20], 0), data.Pair([10], [21], 1), data.Pair([11], [22], 2)]
     others = [data.Pair([12], [23], 3)]
-    write_dev_set(tmp_path, "some", held, others, tokenizer(), queries=3, pool=4)
+    relevant = {0: {0, 1, 9}, 1: {0, 1, 9}, 2: {2}}  # 9 is not in the pool
+    write_dev_set(tmp_path, "some", held, others, relevant, tokenizer(), queries=3, pool=4)
     qrels = (tmp_path / "some" / "qrels" / "dev.tsv").read_text(encoding="utf-8").splitlines()[1:]
     assert qrels == ["q0\t0\t1", "q0\t1\t1", "q1\t0\t1", "q1\t1\t1", "q2\t2\t1"]
     assert len((tmp_path / "some" / "corpus.jsonl").read_text(encoding="utf-8").splitlines()) == 4
+
+
+def test_a_passage_of_another_question_may_answer_a_held_out_one(tmp_path: Path) -> None:
+    """Its own pair with that question is not drawn, but the passage stands in the pool for another."""
+    rows = [{"query": f"question {i}?", "positive": f"passage {i} says so."} for i in range(200)]
+    write_pairs(tmp_path, "some", rows)
+    first = tokenizer().decode(data.held_out(tmp_path, tokenizer(), "some")[0].query)
+    (other,) = [pair for pair in data.load_pairs(tmp_path, tokenizer(), limit=1, seed=0, names=["some"])["some"]]
+    number = tokenizer().decode(other.passage).split()[1]
+    rows.append({"query": first, "positive": f"passage {number} says so."})
+    write_pairs(tmp_path, "some", rows)
+    found = data.all_answers(tmp_path, tokenizer(), "some")
+    texts = {
+        key: text
+        for text, key in ((row["positive"], key) for row, key in data._keyed(data._drawn(tmp_path / "some.jsonl")))
+    }
+    answering = found[tuple(tokenizer().encode(first, add_special_tokens=False).ids)]
+    assert f"passage {number} says so." in {texts[key] for key in answering} and len(answering) == 2
 
 
 def test_each_english_sentence_is_stated_in_one_passage_between_sentences() -> None:

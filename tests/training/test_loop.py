@@ -16,7 +16,13 @@ STEPS = 12
 
 
 def run(
-    checkpoint: Path, *, resume: bool = False, stopped_at: int | None = None, made_of: str = "", steps: int = STEPS
+    checkpoint: Path,
+    *,
+    resume: bool = False,
+    stopped_at: int | None = None,
+    made_of: str = "",
+    steps: int = STEPS,
+    seed: int = 0,
 ):  # type: ignore[no-untyped-def]
     """(finished, weights) of a small regression."""
     torch.manual_seed(0)
@@ -32,7 +38,7 @@ def run(
     finished = train(
         model,
         step,
-        Course(steps, checkpoint, resume, made_of=made_of),
+        Course(steps, checkpoint, resume, made_of=made_of, seed=seed),
         rate=0.1,
         head_rate=0.1,
         warmup=3,
@@ -67,6 +73,9 @@ def test_a_checkpoint_of_another_course_is_not_gone_on_from(tmp_path: Path) -> N
     _, expected = run(tmp_path / "whole", steps=STEPS - 4)
     run(tmp_path / "part")
     _, found = run(tmp_path / "part", resume=True, steps=STEPS - 4)
+    assert (found == expected).all()
+    run(tmp_path / "seed", stopped_at=5, seed=1)
+    _, found = run(tmp_path / "seed", resume=True, seed=0, steps=STEPS - 4)
     assert (found == expected).all()
 
 

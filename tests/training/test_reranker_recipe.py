@@ -5,6 +5,9 @@ from __future__ import annotations
 import gzip
 import itertools
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -145,3 +148,17 @@ def test_what_was_mined_is_kept_for_the_same_encoder_recipe_and_pairs(
         lists = recipe.Lists(**run._kept(tmp_path / "lists.json", made_of, gather))
         assert lists == recipe.Lists(["squad_train"], [[0, 5, END, END, 6, END]] * GROUP)
         assert len(mined) == len(set(mined)) == count
+
+
+def test_a_recipes_numbers_are_the_same_in_every_process() -> None:
+    told = (
+        "from hybrid_retrieval.training import run, upper_recipe as u, reranker_recipe as r, second_round_recipe as s, "
+    )
+    told += "query_weights_recipe as q, projection_recipe as p; print([run._numbers(m) for m in (u, r, s, q, p)])"
+    found = {
+        subprocess.run(
+            [sys.executable, "-c", told], env={**os.environ, "PYTHONHASHSEED": seed}, capture_output=True, check=True
+        ).stdout
+        for seed in ("1", "2")
+    }
+    assert len(found) == 1 and b"object at" not in next(iter(found)) and b"module" not in next(iter(found))
