@@ -4,8 +4,7 @@
         --no-title squad-dev --out benchmarks/results/bm25.json
 
 A set is NAME=FOLDER:SPLIT, a folder in BEIR's layout. Titles are read but where ``--no-title`` names the set, as by
-``hybrid-retrieval build --no-title``; ``--sample N`` asks the same
-questions as ``hybrid-retrieval evaluate --sample N``.
+``hybrid-retrieval build --no-title``; ``--sample N`` asks the questions of ``hybrid-retrieval evaluate --sample N``.
 """
 
 from __future__ import annotations
@@ -28,9 +27,7 @@ MEASURES = "nDCG@10 R@100"
 
 def measured(dataset: Dataset, sample: int | None, include_title: bool) -> dict[str, Any]:
     passages = list(read_corpus(dataset.folder))
-    index = BM25(
-        f"{passage.title} {passage.text}" if include_title and passage.title else passage.text for passage in passages
-    )
+    index = BM25(passage.content(include_title) for passage in passages)
     queries = sampled(dataset.queries, sample)
     start = time.perf_counter()
     run = {}

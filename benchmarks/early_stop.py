@@ -6,8 +6,8 @@
 ``score`` asks each judged query of a BEIR folder, rescores ``depth`` candidates in full and keeps both stages' scores.
 ``simulate`` replays the pipeline's own rounds on them: candidates in stage 1's order until the next one is not expected
 to enter the first ``top`` places. Reported for each set and bound: the share of pairs that were scored, and by how much
-nDCG@10 lies below that of scoring them all (below 0: above it). ``top`` and bound: by default the
-pipeline's own.
+nDCG@10 lies below that of scoring them all (below 0: above it). ``top`` and the bound are by
+default the pipeline's own.
 """
 
 from __future__ import annotations

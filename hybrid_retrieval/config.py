@@ -26,6 +26,7 @@ DType = Literal["auto", "float32", "float16", "bfloat16", "int8"]
 # What PyYAML lets through of a date without such a day, a number without digits, a tag on what it does not fit.
 _OF_SCALARS = (ValueError, TypeError, LookupError, AttributeError, OverflowError)
 
+FUSION_WEIGHT = 0.5
 MOST_THREADS = 1024
 """More is a slip of the pen, and would exhaust the system's threads."""
 
@@ -197,14 +198,14 @@ class FusionConfig:
     """
 
     method: Literal["auto", "reranker", "weighted", "fitted"] = "auto"
-    weight: float = 0.5
+    weight: float = FUSION_WEIGHT
     file: str | None = None
 
     def __post_init__(self) -> None:
         _check_types(self, "fusion")
         _require(0.0 <= self.weight <= 1.0, f"fusion.weight must lie between 0 and 1, got {self.weight}")
         _require(
-            self.method == "weighted" or self.weight == 0.5,
+            self.method == "weighted" or self.weight == FUSION_WEIGHT,
             f"fusion.weight is read with method 'weighted' only, got {self.weight} with method '{self.method}'",
         )
         _require(

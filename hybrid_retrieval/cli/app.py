@@ -25,10 +25,11 @@ from hybrid_retrieval.cli.output import os_reason
 from hybrid_retrieval.cli.query import query, rerank
 from hybrid_retrieval.errors import HybridRetrievalError
 
+# Of every command, those that scripts run alone among them.
 SETTINGS: dict[str, Any] = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
 
 
-@click.group(invoke_without_command=True, context_settings=SETTINGS)
+@click.group(invoke_without_command=True)
 @click.version_option(__version__, prog_name="hybrid-retrieval")
 @click.pass_context
 def cli(context: click.Context) -> None:

@@ -89,14 +89,11 @@ def load_pairs(
     return out
 
 
-def held_out(folder: Path, tokenizer: Tokenizer, name: str) -> list[Pair]:
-    """The pairs of the first ``HELD_OUT`` passages of one file, which ``load_pairs`` leaves out."""
-    return [pair for _, pair in _split(folder / f"{name}.jsonl", tokenizer)[0]]
-
-
-def all_answers(folder: Path, tokenizer: Tokenizer, name: str) -> dict[tuple[int, ...], set[int]]:
-    """`answers` of all pairs that are read of one file, held out or not."""
-    return answers(pair for side in _split(folder / f"{name}.jsonl", tokenizer) for _, pair in side)
+def held_out(folder: Path, tokenizer: Tokenizer, name: str) -> tuple[list[Pair], dict[tuple[int, ...], set[int]]]:
+    """The pairs of the first ``HELD_OUT`` passages of one file, which ``load_pairs`` leaves out; and the ``answers`` of
+    all its pairs, held out or not."""
+    held, rest = _split(folder / f"{name}.jsonl", tokenizer)
+    return [pair for _, pair in held], answers(pair for _, pair in [*held, *rest])
 
 
 BITEXT_LANGUAGES = (

@@ -18,7 +18,7 @@ from tokenizers import Tokenizer
 from hybrid_retrieval.model_files import EMBEDDED_FOLDER
 from hybrid_retrieval.training import code_switching
 from hybrid_retrieval.training.base_weights import read_base, tokenizer_json
-from hybrid_retrieval.training.data import DRAWN, Pair, all_answers, held_out, load_pairs
+from hybrid_retrieval.training.data import DRAWN, Pair, held_out, load_pairs
 
 FILES = ("squad_train", "tydiqa-en", "tydiqa-ko", "tydiqa-sw", "jaquad", "scifact", "php_purpose", "mdn_xling")
 ENGLISH, SWITCHED = ("squad_train", "tydiqa-en"), ("ara", "cmn")
@@ -82,10 +82,9 @@ def main() -> None:
     queries, pool = arguments.questions, arguments.passages
     tokenizer = Tokenizer.from_str(tokenizer_json(read_base(arguments.base)))
     drawn = load_pairs(arguments.pairs, tokenizer, limit=DRAWN, seed=0)
-    held = {name: held_out(arguments.pairs, tokenizer, name) for name in FILES}
-    relevant = {}
+    held, relevant = {}, {}
     for name in FILES:
-        found = all_answers(arguments.pairs, tokenizer, name)
+        held[name], found = held_out(arguments.pairs, tokenizer, name)
         relevant[name] = {pair.passage_key: found[tuple(pair.query)] for pair in held[name]}
     for name in FILES:
         write_dev_set(

@@ -34,13 +34,13 @@ def write_pairs(folder: Path, name: str, rows: list[dict[str, str]]) -> None:
 def test_no_question_is_both_held_out_and_trained_on(tmp_path: Path, seed: int) -> None:
     rows = [{"query": f"question {i % 300}?", "positive": f"passage {i} says so."} for i in range(600)]
     write_pairs(tmp_path, "some", rows)
-    held = data.held_out(tmp_path, tokenizer(), "some")
+    held, _ = data.held_out(tmp_path, tokenizer(), "some")
     drawn = data.load_pairs(tmp_path, tokenizer(), limit=1000, seed=seed, names=["some"])["some"]
     assert len({pair.passage_key for pair in held}) == data.HELD_OUT
     assert not {pair.passage_key for pair in held} & {pair.passage_key for pair in drawn}
     asked = {tuple(pair.query) for pair in held}
     assert not asked & {tuple(pair.query) for pair in drawn}
-    assert len(held) + len(drawn) + sum(tuple(p.query) in asked for p in drawn) < 600, "both passages of a question go"
+    assert len(held) + len(drawn) < 600, "both passages of a question go"
     assert len({tuple(pair.query) for pair in drawn} | asked) == 300, "and nothing else"
 
 
@@ -51,7 +51,7 @@ def php(function: int, language: str) -> dict[str, str]:
 
 def test_a_function_is_held_out_in_every_language(tmp_path: Path) -> None:
     write_pairs(tmp_path, "php_purpose", [php(i, language) for i in range(400) for language in ("en", "fr")])
-    texts = [tokenizer().decode(pair.query) for pair in data.held_out(tmp_path, tokenizer(), "php_purpose")]
+    texts = [tokenizer().decode(pair.query) for pair in data.held_out(tmp_path, tokenizer(), "php_purpose")[0]]
     held = {text.split()[-1] for text in texts}
     assert len(texts) == data.HELD_OUT
     rest = data.load_pairs(tmp_path, tokenizer(), limit=1000, seed=0, names=["php_purpose"])["php_purpose"]
@@ -74,12 +74,11 @@ def test_every_passage_of_a_question_is_judged_in_a_held_out_set(tmp_path: Path)
     assert len((tmp_path / "some" / "corpus.jsonl").read_text(encoding="utf-8").splitlines()) == 4
 
 
-def test_all_answers_are_of_both_sides_of_the_split(tmp_path: Path) -> None:
+def test_answers_are_of_both_sides_of_the_split(tmp_path: Path) -> None:
     rows = [{"query": f"question {i}?", "positive": f"passage {i} says so."} for i in range(400)]
     rows += [{"query": f"question {i}?", "positive": f"passage {i + 1} says so."} for i in range(0, 400, 2)]
     write_pairs(tmp_path, "some", rows)
-    held = data.held_out(tmp_path, tokenizer(), "some")
-    found = data.all_answers(tmp_path, tokenizer(), "some")
+    held, found = data.held_out(tmp_path, tokenizer(), "some")
     assert sorted(map(len, found.values())) == [1] * 200 + [2] * 200
     across = [pair for pair in held if max(found[tuple(pair.query)]) >= data.HELD_OUT]
     assert across, "held out with one passage, while the other stands in the pool for another question"
