@@ -5,9 +5,8 @@
 
 ``score`` asks each judged query of a BEIR folder, rescores ``depth`` candidates in full and keeps both stages' scores.
 ``simulate`` replays the pipeline's own rounds on them: candidates in stage 1's order until the next one is not expected
-to enter the first ``top`` places. Reported for each set and bound: the share of pairs that were scored, and by how much
-nDCG@10 lies below that of scoring them all (below 0: above it). ``top`` and the bound are by
-default the pipeline's own.
+to enter the first ``top`` places. Reported for each set and bound: the share of pairs that were scored, and the change
+of nDCG@10 against scoring them all (below 0: lost). ``top`` and the bound are by default the pipeline's own.
 """
 
 from __future__ import annotations
@@ -94,9 +93,9 @@ def ended(
 
 
 def simulate(path: Path, top: int, depth: int, bound: float, weight: float | None) -> tuple[float, float, float]:
-    """Share of pairs scored, loss of nDCG@10, nDCG@10 of scoring them all. weight: None orders by the logit alone."""
+    """Share of pairs scored, change of nDCG@10, nDCG@10 of scoring them all. weight: None orders by the logit alone."""
     stored = np.load(path)
-    shares, losses, whole = [], [], []
+    shares, changes, whole = [], [], []
     for logits, maxsim, gains, ideal in zip(
         stored["logits"], stored["maxsim"], stored["gains"], stored["ideal"], strict=True
     ):
@@ -105,9 +104,9 @@ def simulate(path: Path, top: int, depth: int, bound: float, weight: float | Non
         scored = ended(logits, maxsim, top, bound, weight).scored
         full = ndcg(gains[fuse(weight, logits, maxsim)[1]], ideal)
         shares.append(scored / count)
-        losses.append(full - ndcg(gains[fuse(weight, logits[:scored], maxsim)[1]], ideal))
+        changes.append(ndcg(gains[fuse(weight, logits[:scored], maxsim)[1]], ideal) - full)
         whole.append(full)
-    return float(np.mean(shares)), float(np.mean(losses)), float(np.mean(whole))
+    return float(np.mean(shares)), float(np.mean(changes)), float(np.mean(whole))
 
 
 def main() -> None:
@@ -138,10 +137,10 @@ def main() -> None:
         weight = float(np.load(path)["weight"]) if arguments.weight is None else arguments.weight
         wanted = None if weight < 0 else weight
         found = [simulate(path, arguments.top, arguments.depth, bound, wanted) for bound in arguments.bounds]
-        cells = (f"{share:.0%} {loss:+.4f}" for share, loss, _ in found)
+        cells = (f"{share:.0%} {change:+.4f}" for share, change, _ in found)
         print(path.stem, f"{found[0][2]:.3f}", *cells, sep="\t")
-        totals.append([(share, loss) for share, loss, _ in found])
-    print("mean", "", *(f"{share:.0%} {loss:+.4f}" for share, loss in np.mean(totals, axis=0)), sep="\t")
+        totals.append([(share, change) for share, change, _ in found])
+    print("mean", "", *(f"{share:.0%} {change:+.4f}" for share, change in np.mean(totals, axis=0)), sep="\t")
 
 
 if __name__ == "__main__":
