@@ -6,7 +6,7 @@ import copy
 import importlib.util
 import logging
 import queue
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,16 +21,31 @@ DTYPES = ("float32", "float16", "bfloat16")
 
 
 @contextmanager
-def no_progress_bars() -> Iterator[None]:
-    """transformers draws bars while it loads, terminal or not; afterwards its setting is what it was."""
+def quiet_transformers() -> Iterator[None]:
+    """transformers draws bars while it loads, terminal or not, and prints a table of the weights that a checkpoint
+    lacks (`check_complete` says it in a line) or has beyond need; afterwards its settings are what they were."""
     settings = require("transformers.utils.logging", "loading a checkpoint")
-    enabled = settings.is_progress_bar_enabled()
+    enabled, verbosity = settings.is_progress_bar_enabled(), settings.get_verbosity()
     settings.disable_progress_bar()
+    settings.set_verbosity_error()
     try:
         yield
     finally:
+        settings.set_verbosity(verbosity)
         if enabled:
             settings.enable_progress_bar()
+
+
+def check_complete(folder: Path, missing: Iterable[str]) -> None:
+    """Raise `ModelError` for weights that a checkpoint lacks, which transformers would draw at random. Those that no
+    score depends on may be missing."""
+    lost = sorted(name for name in missing if not _unused(name))
+    if lost:
+        raise ModelError(f"{folder}: {len(lost)} weights are missing, first {lost[0]}")
+
+
+def _unused(name: str) -> bool:
+    return name.startswith("pooler.") or "position_ids" in name or "token_type_ids" in name
 
 
 def placement(torch: Any, device: str, dtype: str) -> tuple[Any, Any]:

@@ -22,7 +22,7 @@ from hybrid_retrieval.encoders.loading import load_parts
 from hybrid_retrieval.errors import InputError, ModelError
 from hybrid_retrieval.model_files import lasting_name, resolve
 from hybrid_retrieval.ragged import Ragged
-from hybrid_retrieval.types import check_query, is_unicode
+from hybrid_retrieval.types import check_query, is_blank, is_unicode
 
 logger = logging.getLogger(__name__)
 
@@ -154,7 +154,7 @@ class Encoder:
         rows: list[list[int]] = []
         counts = []
         for position, text in enumerate(texts):
-            if not isinstance(text, str) or not text.strip():
+            if not isinstance(text, str) or is_blank(text):
                 raise InputError(f"passage {position} of {len(texts)} has no text")
             if not is_unicode(text):
                 raise InputError(f"passage {position} of {len(texts)} is not valid Unicode")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from hybrid_retrieval.checkpoints import no_progress_bars, weight_files
+from hybrid_retrieval.checkpoints import check_complete, quiet_transformers, weight_files
 from hybrid_retrieval.encoders.convention import EncodingConvention, Expansion, Side
 from hybrid_retrieval.errors import ModelError
 from hybrid_retrieval.optional import require
@@ -23,7 +23,7 @@ def load_pylate(folder: Path) -> tuple[Any, Any, EncodingConvention, Any, list[A
     torch = require("torch", f"the checkpoint {folder}")
     library = require("sentence_transformers", f"the checkpoint {folder}")
     try:
-        with no_progress_bars():
+        with quiet_transformers():
             model = library.MultiVectorEncoder(str(folder), device="cpu", local_files_only=True)
     except (OSError, ValueError, KeyError, RuntimeError, ImportError, AttributeError) as error:
         raise ModelError(f"{folder}: sentence-transformers cannot read it ({' '.join(str(error).split())})") from None
@@ -75,6 +75,9 @@ def load_pylate(folder: Path) -> tuple[Any, Any, EncodingConvention, Any, list[A
         pad_id=int(model.tokenizer.pad_token_id or 0),
     )
     trunk = getattr(first, "auto_model", None) or first.model
+    with quiet_transformers():  # once more, for what the library does not pass on
+        _, found = type(trunk).from_pretrained(str(folder), output_loading_info=True)
+    check_complete(folder, found["missing_keys"])
     files = [path for part in (folder, *sorted(folder.glob("*_Dense"))) for path in weight_files(part)]
     return trunk, torch.nn.Sequential(*layers), convention, tokenizer, [files, tokenizer.to_str().encode()]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from hybrid_retrieval.checkpoints import checkpoint_tokenizer, load_state, weight_files
+from hybrid_retrieval.checkpoints import check_complete, checkpoint_tokenizer, load_state, weight_files
 from hybrid_retrieval.encoders.convention import EncodingConvention, stanford_convention
 from hybrid_retrieval.errors import ModelError
 from hybrid_retrieval.model_files import read_json
@@ -42,16 +42,10 @@ def load_stanford(folder: Path) -> tuple[Any, Any, EncodingConvention, Any, list
         raise ModelError(f"{folder}: its config.json is not usable ({' '.join(str(error).split())})") from None
     own = {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
     try:
-        lost = [name for name in trunk.load_state_dict(own, strict=False).missing_keys if not _unused(name)]
+        missing = trunk.load_state_dict(own, strict=False).missing_keys
     except RuntimeError as error:
         raise ModelError(f"{folder}: its weights do not fit its config.json ({' '.join(str(error).split())})") from None
-    if lost:
-        raise ModelError(f"{folder}: {len(lost)} weights are missing, first {lost[0]}")
+    check_complete(folder, missing)
     linear = torch.nn.Linear(projection.shape[1], projection.shape[0], bias=False)
     linear.weight.data = projection.float()
     return trunk, linear, convention, tokenizer, [weight_files(folder), tokenizer_bytes]
-
-
-def _unused(name: str) -> bool:
-    """Weights that token vectors do not depend on, which checkpoints may leave out."""
-    return name.startswith("pooler.") or "position_ids" in name or "token_type_ids" in name

@@ -146,6 +146,7 @@ class Reranker:
         for position, pair in enumerate(pairs):
             if not isinstance(pair, (tuple, list)) or len(pair) != 2:
                 raise InputError(f"pair {position} must be (query, passage), got {pair!r:.80}")
+            check_query(pair[0])
             by_query.setdefault(pair[0], []).append(position)
         passages = self.tokenize([passage for _, passage in pairs])
 

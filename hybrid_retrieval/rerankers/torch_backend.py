@@ -13,10 +13,11 @@ from numpy.typing import NDArray
 from hybrid_retrieval.checkpoints import (
     Copies,
     all_devices,
+    check_complete,
     checkpoint_tokenizer,
     model_name,
-    no_progress_bars,
     placement,
+    quiet_transformers,
     weight_files,
 )
 from hybrid_retrieval.errors import ModelError, ModelSettingsError
@@ -124,13 +125,15 @@ def torch_parts(
     transformers = require("transformers", f"the checkpoint {folder}")
     tokenizer, tokenizer_bytes = checkpoint_tokenizer(folder)
     try:
-        with no_progress_bars():
-            model = transformers.AutoModelForSequenceClassification.from_pretrained(str(folder))
+        with quiet_transformers():
+            classifier = transformers.AutoModelForSequenceClassification
+            model, found = classifier.from_pretrained(str(folder), output_loading_info=True)
     except Exception as error:  # safetensors and pickle raise errors of their own
         raise ModelError(f"{folder}: not a sequence classifier ({' '.join(str(error).split()):.200})") from None
     config = model.config
     if config.num_labels != 1:
         raise ModelError(f"{folder} has {config.num_labels} outputs; a reranker has one (num_labels 1)")
+    check_complete(folder, found["missing_keys"])
     pad_id = config.pad_token_id if config.pad_token_id is not None else 0
     convention = convention_of(tokenizer, pad_id, token_types=getattr(config, "type_vocab_size", 1) > 1)
     # RoBERTa's positions start behind the padding's, so that many of them are never used.

@@ -148,9 +148,9 @@ def test_an_impossible_query_is_refused(encoder: Encoder, query: Any, message: s
         encoder.encode_query(query)
 
 
-@pytest.mark.parametrize("passage", ["", " \t", None])
+@pytest.mark.parametrize("passage", ["", " \t", "\u200b", None])
 def test_a_passage_without_text_is_refused_by_its_position(encoder: Encoder, passage: Any) -> None:
-    with pytest.raises(InputError, match="passage 1 of 2"):
+    with pytest.raises(InputError, match="passage 1 of 2 has no text"):
         encoder.encode_passages(["the house", passage])
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import string
 from pathlib import Path
 from typing import Any
@@ -77,6 +78,21 @@ def test_a_dense_with_a_residual_is_refused(tmp_path: Path) -> None:
     weights = load_file(file.with_name("model.safetensors"))
     save_file({**weights, "residual.weight": weights["linear.weight"].clone()}, file.with_name("model.safetensors"))
     with pytest.raises(ModelError, match="adds its input to its output"):
+        Encoder.load(str(tmp_path / "saved"))
+
+
+def test_a_weight_that_is_missing_is_named(tmp_path: Path) -> None:
+    """The library draws it at random, other ones at every load."""
+    from safetensors.torch import load_file, save_file
+
+    save(tmp_path, expansion=None, skiplist=[])
+    file = tmp_path / "saved" / "model.safetensors"
+    lost = "encoder.layer.1.output.dense.weight"
+    weights = load_file(file)
+    kept = {name: tensor for name, tensor in weights.items() if not name.endswith(lost)}
+    assert len(kept) == len(weights) - 1
+    save_file(kept, file, metadata={"format": "pt"})
+    with pytest.raises(ModelError, match=f"1 weights are missing, first {re.escape(lost)}"):
         Encoder.load(str(tmp_path / "saved"))
 
 

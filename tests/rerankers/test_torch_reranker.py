@@ -162,6 +162,18 @@ def test_a_model_with_several_outputs_is_refused(tmp_path: Path) -> None:
         Reranker.load(str(folder), device="cpu")
 
 
+def test_weights_that_are_missing_are_named(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """transformers draws them at random, other ones at every load."""
+    from safetensors.torch import load_file, save_file
+
+    folder = make_xlmr_reranker(tmp_path)
+    kept = {k: v for k, v in load_file(folder / "model.safetensors").items() if not k.startswith("classifier.out_proj")}
+    save_file(kept, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ModelError, match=r"2 weights are missing, first classifier\.out_proj\.bias"):
+        Reranker.load(str(folder))
+    assert "".join(capfd.readouterr()) == ""
+
+
 def test_damaged_weights_are_named(tmp_path: Path) -> None:
     folder = make_bert_reranker(tmp_path)
     (folder / "model.safetensors").write_bytes(b"damaged")
