@@ -76,8 +76,8 @@ def load_pylate(folder: Path) -> tuple[Any, Any, EncodingConvention, Any, list[A
     )
     trunk = getattr(first, "auto_model", None) or first.model
     with quiet_transformers():  # once more, for what the library does not pass on
-        _, found = type(trunk).from_pretrained(str(folder), output_loading_info=True)
-    check_complete(folder, found["missing_keys"])
+        loading = type(trunk).from_pretrained(str(folder), output_loading_info=True)[1]
+    check_complete(folder, loading["missing_keys"])
     files = [path for part in (folder, *sorted(folder.glob("*_Dense"))) for path in weight_files(part)]
     return trunk, torch.nn.Sequential(*layers), convention, tokenizer, [files, tokenizer.to_str().encode()]
 
