@@ -20,6 +20,8 @@ EMBEDDED_FOLDER = Path(__file__).parent / "models" / "embedded"
 
 # What either stage may read of a checkpoint. Pickled weights are read as tensors only, and only without safetensors.
 HUB_PATTERNS = ["*.json", "*.safetensors", "*.bin", "*.txt", "*.model", "*.metadata", "*.onnx", "*.gz"]
+# Patterns match across folders: other exports of the same weights, several gigabytes that neither stage reads.
+HUB_UNREAD = ["onnx/*", "openvino/*"]
 _HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")  # unlike ./folder
 
 
@@ -155,4 +157,12 @@ def _cached(model: str, revision: str | None) -> Path | None:
 def _snapshot(model: str, revision: str | None, *, local: bool) -> Path:
     from huggingface_hub import snapshot_download
 
-    return Path(snapshot_download(model, revision=revision, local_files_only=local, allow_patterns=HUB_PATTERNS))
+    return Path(
+        snapshot_download(
+            model,
+            revision=revision,
+            local_files_only=local,
+            allow_patterns=HUB_PATTERNS,
+            ignore_patterns=HUB_UNREAD,
+        )
+    )

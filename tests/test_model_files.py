@@ -48,6 +48,15 @@ def test_a_hub_id_is_looked_up_in_the_cache_and_then_on_the_hub(no_hub: list[Any
     assert no_hub == [("BAAI/bge-reranker-v2-m3", None, True)]
 
 
+def test_of_a_repository_only_what_is_read_is_downloaded() -> None:
+    from huggingface_hub.utils import filter_repo_objects
+
+    read = ["config.json", "artifact.metadata", "model.safetensors", "1_Dense/model.safetensors", "encoder.onnx"]
+    unread = ["onnx/model_quantized.onnx", "openvino/openvino_model.bin", "tf_model.h5", "model.gguf"]
+    wanted = {"allow_patterns": model_files.HUB_PATTERNS, "ignore_patterns": model_files.HUB_UNREAD}
+    assert list(filter_repo_objects([*read, *unread], **wanted)) == read
+
+
 def test_whatever_the_hubs_client_raises_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     class ProxyError(Exception):
         """As HTTP libraries have it: of no class that others share."""
