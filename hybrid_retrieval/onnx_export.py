@@ -50,8 +50,8 @@ def write_onnx_folder(
     """
     if dtype not in DTYPES:
         raise InputError(f"an export is in {' or '.join(DTYPES)}, got {dtype}")
-    if out.exists() and any(out.iterdir()):
-        raise InputError(f"{out} is not empty: name a new folder")
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise InputError(f"{out} is {'not empty' if out.is_dir() else 'a file'}: name a new folder")
     torch = require("torch", "the ONNX export", "export")
     require("onnxscript", "the ONNX export", "export")
     inputs = tuple(torch.from_numpy(array) for array in sample)

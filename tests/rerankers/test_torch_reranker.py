@@ -61,6 +61,9 @@ def test_the_int8_export_is_close(tmp_path: Path) -> None:
     assert np.abs(found - expected).max() < 0.25 * (1 + np.abs(expected).max())
     with pytest.raises(InputError, match="not empty"):
         export_reranker(checkpoint, tmp_path / "out")
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match="is a file: name a new folder"):
+        export_reranker(checkpoint, tmp_path / "file", dtype="int8")
 
 
 def test_alone_and_in_a_batch_the_logit_is_the_same(checkpoint: Path) -> None:
