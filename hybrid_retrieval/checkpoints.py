@@ -6,6 +6,7 @@ import copy
 import importlib.util
 import logging
 import queue
+import threading
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +19,7 @@ from hybrid_retrieval.optional import require
 logger = logging.getLogger(__name__)
 
 DTYPES = ("float32", "float16", "bfloat16")
+_quieting = threading.Lock()
 
 
 @contextmanager
@@ -25,15 +27,16 @@ def quiet_transformers() -> Iterator[None]:
     """transformers draws bars while it loads, terminal or not, and prints a table of the weights that a checkpoint
     lacks (`check_complete` says it in a line) or has beyond need; afterwards its settings are what they were."""
     settings = require("transformers.utils.logging", "loading a checkpoint")
-    enabled, verbosity = settings.is_progress_bar_enabled(), settings.get_verbosity()
-    settings.disable_progress_bar()
-    settings.set_verbosity_error()
-    try:
-        yield
-    finally:
-        settings.set_verbosity(verbosity)
-        if enabled:
-            settings.enable_progress_bar()
+    with _quieting:  # else a thread would take another's for what they were
+        enabled, verbosity = settings.is_progress_bar_enabled(), settings.get_verbosity()
+        settings.disable_progress_bar()
+        settings.set_verbosity_error()
+        try:
+            yield
+        finally:
+            settings.set_verbosity(verbosity)
+            if enabled:
+                settings.enable_progress_bar()
 
 
 def check_complete(folder: Path, missing: Iterable[str]) -> None:
