@@ -151,15 +151,28 @@ def load_state(folder: Path) -> dict[str, Any]:
     return state
 
 
+def has_tokenizer_files(folder: Path) -> bool:
+    """Whether a vocabulary lies there."""
+    return any(any(folder.glob(name)) for name in ("tokenizer.json", "vocab.txt", "vocab.json", "*.model"))
+
+
+def check_tokenizer_files(folder: Path) -> None:
+    """Raise `ModelError` where transformers would make up a tokenizer that knows no word."""
+    if not has_tokenizer_files(folder):
+        raise ModelError(f"{folder}: no tokenizer here (expected tokenizer.json, vocab.txt, vocab.json or *.model)")
+
+
 def checkpoint_tokenizer(folder: Path) -> tuple[Any, bytes]:
     """The folder's tokenizer for the tokenizers library, and its bytes (which identify it)."""
     path = folder / "tokenizer.json"
     if path.exists():
         tokenizer = load_tokenizer(path)
     else:
-        transformers = require("transformers", f"reading the tokenizer of {folder}")
+        check_tokenizer_files(folder)
+        reader = require("transformers", f"reading the tokenizer of {folder}").AutoTokenizer
         try:
-            tokenizer = transformers.AutoTokenizer.from_pretrained(str(folder), use_fast=True).backend_tokenizer
+            read = reader.from_pretrained(str(folder), use_fast=True, trust_remote_code=False)
+            tokenizer = read.backend_tokenizer
         except (OSError, ValueError, AttributeError) as error:
             raise ModelError(f"{folder}: no tokenizer can be read here ({' '.join(str(error).split())})") from None
         tokenizer.no_padding()

@@ -188,7 +188,7 @@ class Encoder:
 
     def _query_ids(self, text: str) -> list[int]:
         side = self.convention.query
-        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
+        ids: list[int] = self._tokenizer.encode(text.rstrip(), add_special_tokens=False).ids
         if len(ids) > side.room:
             if not self._warned:
                 self._warned = True
@@ -202,7 +202,7 @@ class Encoder:
         return side.wrap(ids)
 
     def _windows(self, text: str, overlap_tokens: int) -> list[list[int]]:
-        encoding = self._tokenizer.encode(text, add_special_tokens=False)
+        encoding = self._tokenizer.encode(text.rstrip(), add_special_tokens=False)
         spans = split_windows(text, encoding.offsets, self.convention.passage.room, overlap_tokens)
         return [encoding.ids[start:end] for start, end in spans]
 

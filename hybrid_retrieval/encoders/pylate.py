@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
-from hybrid_retrieval.checkpoints import check_complete, quiet_transformers, weight_files
+from hybrid_retrieval.checkpoints import (
+    check_complete,
+    check_tokenizer_files,
+    has_tokenizer_files,
+    quiet_transformers,
+    weight_files,
+)
 from hybrid_retrieval.encoders.convention import EncodingConvention, Expansion, Side
 from hybrid_retrieval.errors import ModelError
 from hybrid_retrieval.optional import require
@@ -22,12 +29,21 @@ def load_pylate(folder: Path) -> tuple[Any, Any, EncodingConvention, Any, list[A
     """
     torch = require("torch", f"the checkpoint {folder}")
     library = require("sentence_transformers", f"the checkpoint {folder}")
+    parts = _parts(folder)
+    own = parts[0][1]
+    check_tokenizer_files(own if own == folder or has_tokenizer_files(own) else folder)
     try:
         with quiet_transformers():
-            model = library.MultiVectorEncoder(str(folder), device="cpu", local_files_only=True)
-    except (OSError, ValueError, KeyError, RuntimeError, ImportError, AttributeError) as error:
+            model = library.MultiVectorEncoder(
+                str(folder), device="cpu", local_files_only=True, trust_remote_code=False
+            )
+            first, rest = model[0], list(model)[1:]
+            trunk = getattr(first, "auto_model", None) or first.model
+            # Once more, for what the library does not pass on.
+            loading = type(trunk).from_pretrained(str(own), output_loading_info=True)[1]
+    except Exception as error:  # safetensors and pickle raise errors of their own
         raise ModelError(f"{folder}: sentence-transformers cannot read it ({' '.join(str(error).split())})") from None
-    first, rest = model[0], list(model)[1:]
+    check_complete(folder, loading["missing_keys"])
     dense = [module for module in rest if type(module).__name__ == "Dense"]
     masks = [module for module in rest if type(module).__name__ == "MultiVectorMask"]
     other = [
@@ -38,6 +54,11 @@ def load_pylate(folder: Path) -> tuple[Any, Any, EncodingConvention, Any, list[A
     if other or not dense:
         raise ModelError(
             f"{folder}: expected a transformer and dense projections, got also {', '.join(other) or 'no Dense'}"
+        )
+    projections = [path for kind, path in parts if kind.endswith(".Dense")]
+    if len(projections) != len(dense):  # the library draws what is not there at random
+        raise ModelError(
+            f"{folder}: modules.json names {len(projections)} Dense projections, the library made {len(dense)}"
         )
     if any(getattr(module, "use_residual", False) for module in dense):
         raise ModelError(f"{folder}: a Dense of it adds its input to its output, which this release does not know")
@@ -74,12 +95,23 @@ def load_pylate(folder: Path) -> tuple[Any, Any, EncodingConvention, Any, list[A
         ),
         pad_id=int(model.tokenizer.pad_token_id or 0),
     )
-    trunk = getattr(first, "auto_model", None) or first.model
-    with quiet_transformers():  # once more, for what the library does not pass on
-        loading = type(trunk).from_pretrained(str(folder), output_loading_info=True)[1]
-    check_complete(folder, loading["missing_keys"])
-    files = [path for part in (folder, *sorted(folder.glob("*_Dense"))) for path in weight_files(part)]
+    files = [path for part in (own, *projections) for path in weight_files(part)]
     return trunk, torch.nn.Sequential(*layers), convention, tokenizer, [files, tokenizer.to_str().encode()]
+
+
+def _parts(folder: Path) -> list[tuple[str, Path]]:
+    """Type and folder of each module that `modules.json` names, the transformer first. Raises `ModelError` for a folder
+    of one vector a text, of which the library would make a multi-vector model with a random projection."""
+    path = folder / "modules.json"
+    try:
+        parts = [(str(part["type"]), folder / str(part["path"])) for part in json.loads(path.read_text("utf-8"))]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ModelError(f"{path}: not a readable list of modules ({error})") from None
+    if any(kind.endswith(".Pooling") for kind, _ in parts):
+        raise ModelError(f"{folder}: a model of one vector a text (it has a Pooling), not a ColBERT encoder")
+    if not parts:
+        raise ModelError(f"{path}: names no modules")
+    return parts
 
 
 def _markers(tokenizer: Any, prompt: str, folder: Path) -> tuple[tuple[int, ...], tuple[int, ...]]:

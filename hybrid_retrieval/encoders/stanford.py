@@ -36,8 +36,8 @@ def load_stanford(folder: Path) -> tuple[Any, Any, EncodingConvention, Any, list
         missing = "linear.weight" if projection is None else f"...{WORDS}"
         raise ModelError(f"{folder}: not a ColBERT checkpoint (it has no tensor {missing})")
     try:
-        config = transformers.AutoConfig.from_pretrained(str(folder))
-        trunk = transformers.AutoModel.from_config(config)
+        config = transformers.AutoConfig.from_pretrained(str(folder), trust_remote_code=False)
+        trunk = transformers.AutoModel.from_config(config, trust_remote_code=False).float()
     except (OSError, ValueError, KeyError) as error:
         raise ModelError(f"{folder}: its config.json is not usable ({' '.join(str(error).split())})") from None
     own = {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}

@@ -75,7 +75,8 @@ class PairConvention:
 
 
 def convention_of(tokenizer: Any, pad_id: int, *, token_types: bool) -> PairConvention:
-    """What a `tokenizers.Tokenizer` puts around a pair. Raises `ModelError` where it has no pair template."""
+    """What a `tokenizers.Tokenizer` puts around a pair; token types only where it tells the parts apart by them. Raises
+    `ModelError` where it has no pair template."""
     encoding = tokenizer.encode("a", "b", add_special_tokens=True)
     parts: list[list[int]] = [[], [], []]
     seen = 0
@@ -87,7 +88,7 @@ def convention_of(tokenizer: Any, pad_id: int, *, token_types: bool) -> PairConv
     if seen != 2 or not parts[1]:
         raise ModelError("the tokenizer does not say how to join a pair: a cross-encoder's tokenizer.json is needed")
     prefix, middle, suffix = (tuple(part) for part in parts)
-    return PairConvention(prefix, middle, suffix, pad_id, token_types)
+    return PairConvention(prefix, middle, suffix, pad_id, token_types and any(encoding.type_ids))
 
 
 def cut(query: Ids, passage: Ids, room: int, max_query_tokens: int, truncation: Truncation) -> tuple[Ids, Ids, bool]:

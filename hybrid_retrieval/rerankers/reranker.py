@@ -190,15 +190,17 @@ class Reranker:
         )
 
     def tokenize(self, texts: Sequence[str]) -> Ragged:
-        """Passage token ids, one row a text, over int32 [T]: no special tokens, nothing cut."""
+        """Passage token ids, one row a text, over int32 [T]: no special tokens, nothing cut but white space at the end,
+        of which XLM-R's tokenizer makes a token where the library runs it alone."""
         if isinstance(texts, str):
             raise InputError("tokenize takes a sequence of texts; got one string")
+        texts = list(texts)
         for position, text in enumerate(texts):
             if not isinstance(text, str) or is_blank(text):
                 raise InputError(f"passage {position} of {len(texts)} has no text")
             if not is_unicode(text):
                 raise InputError(f"passage {position} of {len(texts)} is not valid Unicode")
-        encodings = self._tokenizer.encode_batch(list(texts), add_special_tokens=False)
+        encodings = self._tokenizer.encode_batch([text.rstrip() for text in texts], add_special_tokens=False)
         return Ragged.from_rows([encoding.ids for encoding in encodings], dtype=np.int32)
 
     def pair(self, query: str, passages: Ragged, name: Callable[[int], str] = "passage {}".format) -> Pairs:
@@ -209,7 +211,7 @@ class Reranker:
         """
         check_query(query)
         # int32 even where the tokenizer drops all of the query
-        query_ids = np.array(self._tokenizer.encode(query, add_special_tokens=False).ids, np.int32)
+        query_ids = np.array(self._tokenizer.encode(query.rstrip(), add_special_tokens=False).ids, np.int32)
         query_ids = self._convention.as_text(query_ids)
         passages = Ragged(self._convention.as_text(passages.data), passages.offsets)
         room, longest = (n - self._convention.num_specials for n in (self.max_tokens, self.longest_tokens))

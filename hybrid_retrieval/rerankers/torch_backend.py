@@ -127,7 +127,9 @@ def torch_parts(
     try:
         with quiet_transformers():
             classifier = transformers.AutoModelForSequenceClassification
-            model, found = classifier.from_pretrained(str(folder), output_loading_info=True)
+            model, found = classifier.from_pretrained(
+                str(folder), output_loading_info=True, trust_remote_code=False, dtype="float32"
+            )
     except Exception as error:  # safetensors and pickle raise errors of their own
         raise ModelError(f"{folder}: not a sequence classifier ({' '.join(str(error).split()):.200})") from None
     config = model.config

@@ -96,6 +96,48 @@ def test_a_weight_that_is_missing_is_named(tmp_path: Path) -> None:
         Encoder.load(str(tmp_path / "saved"))
 
 
+def test_parts_lie_where_modules_json_says(tmp_path: Path) -> None:
+    """The transformer in a folder of its own, the projection under another name: read, and part of the identity."""
+    from safetensors.torch import load_file, save_file
+
+    save(tmp_path, expansion=None, skiplist=[])
+    saved, own = tmp_path / "saved", tmp_path / "saved" / "0_Transformer"
+    expected = Encoder.load(str(saved), device="cpu").encode_query("why")
+    modules = json.loads((saved / "modules.json").read_text())
+    own.mkdir()
+    for path in saved.iterdir():
+        if path.is_file() and path.name not in ("modules.json", "config_sentence_transformers.json"):
+            path.rename(own / path.name)
+    modules[0]["path"] = "0_Transformer"
+    (dense,) = (part for part in modules if part["type"].endswith(".Dense"))
+    (saved / dense["path"]).rename(saved / "projection")
+    dense["path"] = "projection"
+    (saved / "modules.json").write_text(json.dumps(modules))
+    encoder = Encoder.load(str(saved), device="cpu")
+    np.testing.assert_allclose(encoder.encode_query("why"), expected, atol=1e-6)
+    file = saved / "projection" / "model.safetensors"
+    save_file({name: -tensor for name, tensor in load_file(file).items()}, file, metadata={"format": "pt"})
+    assert Encoder.load(str(saved), device="cpu").identity != encoder.identity
+
+
+def test_a_model_of_one_vector_a_text_is_refused(tmp_path: Path) -> None:
+    """The library would give it a projection drawn at random."""
+    from sentence_transformers import SentenceTransformer
+
+    SentenceTransformer(str(make_colbert(tmp_path / "base")), device="cpu").save(str(tmp_path / "saved"))
+    with pytest.raises(ModelError, match="one vector a text"):
+        Encoder.load(str(tmp_path / "saved"))
+
+
+def test_a_folder_without_a_tokenizer_is_named(tmp_path: Path) -> None:
+    """transformers would make one up to which every word is unknown."""
+    save(tmp_path, expansion=None, skiplist=[])
+    for path in (tmp_path / "saved").glob("*token*.json"):
+        path.unlink()
+    with pytest.raises(ModelError, match="no tokenizer here"):
+        Encoder.load(str(tmp_path / "saved"))
+
+
 def test_a_folder_without_its_weights_is_named(tmp_path: Path) -> None:
     save(tmp_path, expansion=None, skiplist=[])
     (tmp_path / "saved" / "model.safetensors").unlink()

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from hybrid_retrieval import Passage, Reranker
+from hybrid_retrieval import Encoder, Passage, Reranker
 from hybrid_retrieval.errors import InputError, ModelError, QueryError
 from hybrid_retrieval.kernels import dispatch
 from hybrid_retrieval.ragged import Ragged
@@ -501,6 +501,19 @@ def test_a_wrong_description_is_named(tmp_path: Path) -> None:
     (tmp_path / "reranker.json").write_text(json.dumps(without))
     with pytest.raises(ModelError, match="'graph' is missing"):
         Reranker.load(str(tmp_path))
+
+
+def test_white_space_at_the_end_of_a_text_is_no_token() -> None:
+    """XLM-R's tokenizer, run alone, makes one of it."""
+    embedded = Reranker.load("embedded")
+    plain, spaced = embedded.score([("what is a panda", "A bear."), ("what is a panda \n", "A bear. \n")])
+    assert plain == spaced
+    rows = embedded.tokenize(text for text in ("A bear.", "A bear.\u3000"))
+    assert rows[0].tolist() == rows[1].tolist() != []
+    encoder = Encoder.load("embedded")
+    for encode in (encoder.encode_queries, encoder.encode_passages):
+        one, other = encode(["what is a panda", "what is a panda \n"])
+        np.testing.assert_array_equal(one, other)
 
 
 @pytest.mark.parametrize("backend", ["onnx", pytest.param("native", marks=native)])

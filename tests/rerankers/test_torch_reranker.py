@@ -177,6 +177,41 @@ def test_weights_that_are_missing_are_named(tmp_path: Path, capfd: pytest.Captur
     assert "".join(capfd.readouterr()) == ""
 
 
+def test_code_beside_the_weights_never_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """transformers would ask on the terminal whether it may."""
+    folder = make_bert_reranker(tmp_path)
+    ran = tmp_path / "ran"
+    config = json.loads((folder / "config.json").read_text())
+    classes = {"AutoConfig": "code.Config", "AutoModelForSequenceClassification": "code.Model"}
+    (folder / "config.json").write_text(json.dumps({**config, "model_type": "its-own", "auto_map": classes}))
+    (folder / "code.py").write_text(f"open({str(ran)!r}, 'w')\nclass Config: ...\nclass Model: ...\n")
+    monkeypatch.setattr("builtins.input", lambda *_: "y")
+    with pytest.raises(ModelError, match="not a sequence classifier"):
+        Reranker.load(str(folder))
+    assert not ran.exists()
+
+
+def test_a_checkpoint_without_a_tokenizer_is_named(tmp_path: Path) -> None:
+    """transformers would make one up to which every word is unknown."""
+    folder = make_bert_reranker(tmp_path)
+    for path in folder.glob("*token*.json"):
+        path.unlink()
+    with pytest.raises(ModelError, match="no tokenizer here"):
+        Reranker.load(str(folder))
+
+
+def test_token_types_are_those_of_the_tokenizer(tmp_path: Path) -> None:
+    """A trunk with two of them behind XLM-R's tokenizer, whose pairs have one, as multilingual-e5's."""
+    folder = make_bert_reranker(tmp_path)
+    assert torch_parts(folder, device="cpu", dtype="auto", threads=0, max_tokens=0)["convention"].token_types
+    template = json.loads((folder / "tokenizer.json").read_text())
+    for part in template["post_processor"]["pair"]:
+        (value,) = part.values()
+        value["type_id"] = 0
+    (folder / "tokenizer.json").write_text(json.dumps(template))
+    assert not torch_parts(folder, device="cpu", dtype="auto", threads=0, max_tokens=0)["convention"].token_types
+
+
 def test_damaged_weights_are_named(tmp_path: Path) -> None:
     folder = make_bert_reranker(tmp_path)
     (folder / "model.safetensors").write_bytes(b"damaged")
