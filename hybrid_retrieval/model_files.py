@@ -11,7 +11,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
-from hybrid_retrieval.errors import InputError, ModelError, ModelNotFoundError
+from hybrid_retrieval.errors import InputError, ModelError, ModelNotFoundError, ModelSettingsError
 
 Kind = Literal["encoder", "reranker"]
 
@@ -29,8 +29,11 @@ def resolve(model: str, revision: str | None = None) -> Path:
     """The folder of a model.
 
     model: `embedded`, an existing folder, or a hub id `owner/name` (with an optional revision), which is looked up in
-    the local cache first and then downloaded. Raises `ModelNotFoundError` with a line that says how to get it.
+    the local cache first and then downloaded. Raises `ModelNotFoundError` with a line that says how to get it,
+    `ModelSettingsError` for a revision of what has none.
     """
+    if revision is not None and not _is_hub_id(model):
+        raise ModelSettingsError(f"a revision is of a hub id ('owner/name'), got {revision!r} for '{model}'")
     here = local_folder(model, revision)
     if here is not None:
         return here

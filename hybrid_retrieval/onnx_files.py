@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 import numpy as np
@@ -32,6 +33,12 @@ def read_description(folder: Path, kind: Kind) -> dict[str, Any]:
     for key in ("name", "graph", "tokenizer", *numbers):
         if key not in description:
             raise ModelError(f"{path}: the key '{key}' is missing")
+    for key in ("name", "graph", "tokenizer", "identity", "tokenizer_identity"):
+        if not isinstance(description.get(key) or "", str):
+            raise ModelError(f"{path}: '{key}' must be a string, got {description[key]!r:.80}")
+    for key in ("trunk", "fusion"):
+        if not isinstance(description.get(key, {}), (dict, NoneType)):
+            raise ModelError(f"{path}: '{key}' must be an object, got {description[key]!r:.80}")
     for key in (*numbers, "max_tokens", "max_query_tokens", "longest_tokens"):
         if not isinstance(description.get(key, 0), int):
             raise ModelError(f"{path}: '{key}' must be a whole number, got {description[key]!r}")

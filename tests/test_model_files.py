@@ -12,7 +12,13 @@ import pytest
 
 from hybrid_retrieval import model_files
 from hybrid_retrieval.checkpoints import placement
-from hybrid_retrieval.errors import InputError, ModelError, ModelNotFoundError, OptionalDependencyError
+from hybrid_retrieval.errors import (
+    InputError,
+    ModelError,
+    ModelNotFoundError,
+    ModelSettingsError,
+    OptionalDependencyError,
+)
 from hybrid_retrieval.optional import require
 from tests.parity.checkpoints import bert_tokenizer_json
 
@@ -46,6 +52,13 @@ def test_a_hub_id_is_looked_up_in_the_cache_and_then_on_the_hub(no_hub: list[Any
     no_hub.clear()
     assert not model_files.is_local("BAAI/bge-reranker-v2-m3")
     assert no_hub == [("BAAI/bge-reranker-v2-m3", None, True)]
+
+
+@pytest.mark.parametrize("model", ["embedded", "."])
+def test_a_revision_of_what_has_none_is_refused(model: str, no_hub: list[Any]) -> None:
+    with pytest.raises(ModelSettingsError, match="a revision is of a hub id"):
+        model_files.resolve(model, "main")
+    assert no_hub == []
 
 
 def test_of_a_repository_only_what_is_read_is_downloaded() -> None:

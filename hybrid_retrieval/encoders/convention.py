@@ -90,7 +90,7 @@ class EncodingConvention:
         """From an `encoder.json`. Raises `ModelError` for a missing key."""
         try:
             found = cls(_side(values["query"]), _side(values["passage"]), int(values["pad_id"]))
-        except (KeyError, TypeError, ValueError) as error:
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise ModelError(f"{source}: the encoding convention is incomplete ({error!r})") from None
         if found.passage.weights is not None:
             raise ModelError(f"{source}: passage.weights must be absent, since only the tokens of a query have weights")
@@ -134,9 +134,15 @@ def stanford_convention(
                 return found
         raise ModelError(f"{source}: the tokenizer has no token {' or '.join(tokens)}")
 
+    def length(key: str, default: int) -> int:
+        found = metadata.get(key, default)
+        if not isinstance(found, int) or isinstance(found, bool):
+            raise ModelError(f"{source}: artifact.metadata: {key} must be a whole number, got {found!r:.80}")
+        return found
+
     first, last = known("[CLS]", "<s>"), known("[SEP]", "</s>")
     mask = known("[MASK]", "<mask>")
-    query_maxlen = int(metadata.get("query_maxlen", 32))
+    query_maxlen = length("query_maxlen", 32)
     # colbert-ai skips what `encode(symbol)[0]` gives for each of the 32 symbols.
     symbols = string.punctuation if metadata.get("mask_punctuation", True) else ""
     skip = sorted({encode(symbol)[0] for symbol in symbols if encode(symbol)})
@@ -151,7 +157,7 @@ def stanford_convention(
         passage=Side(
             prefix_ids=(first, known(str(metadata.get("doc_token_id", "[unused1]")))),
             suffix_ids=(last,),
-            max_tokens=int(metadata.get("doc_maxlen", 220)),
+            max_tokens=length("doc_maxlen", 220),
             skip_ids=tuple(skip),
         ),
         pad_id=known("[PAD]", "<pad>"),

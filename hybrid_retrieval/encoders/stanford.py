@@ -46,6 +46,11 @@ def load_stanford(folder: Path) -> tuple[Any, Any, EncodingConvention, Any, list
     except RuntimeError as error:
         raise ModelError(f"{folder}: its weights do not fit its config.json ({' '.join(str(error).split())})") from None
     check_complete(folder, missing)
+    width = trunk.config.hidden_size
+    if projection.ndim != 2 or projection.shape[1] != width:
+        raise ModelError(
+            f"{folder}: linear.weight must be [D, {width}], as wide as the states, got {list(projection.shape)}"
+        )
     linear = torch.nn.Linear(projection.shape[1], projection.shape[0], bias=False)
     linear.weight.data = projection.float()
     return trunk, linear, convention, tokenizer, [weight_files(folder), tokenizer_bytes]

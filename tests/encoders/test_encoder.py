@@ -265,6 +265,10 @@ def test_what_a_backend_cannot_do_is_an_error(folder: Path, options: dict[str, A
             "only the tokens",
         ),
         ({"pad_id": "x"}, "must be a whole number"),
+        ({"graph": 5}, "'graph' must be a string, got 5"),
+        ({"identity": 5}, "'identity' must be a string, got 5"),
+        ({"trunk": []}, "'trunk' must be an object"),
+        ({"query": []}, "incomplete"),
         ({"passage": description()["passage"] | {"max_tokens": 3}}, "leaves no room"),
     ],
 )

@@ -145,6 +145,26 @@ def test_a_checkpoint_without_metadata_takes_colberts_defaults(tmp_path: Path) -
     assert expansion is not None and (expansion.token_id, expansion.length, expansion.attend) == (103, 32, False)
 
 
+@pytest.mark.parametrize("value", [None, "abc", 2.5, True])
+def test_a_limit_that_is_no_number_is_named(tmp_path: Path, value: Any) -> None:
+    folder = make_colbert(tmp_path)
+    metadata = json.loads((folder / "artifact.metadata").read_text())
+    (folder / "artifact.metadata").write_text(json.dumps({**metadata, "doc_maxlen": value}))
+    with pytest.raises(ModelError, match=r"artifact\.metadata: doc_maxlen must be a whole number"):
+        Encoder.load(str(folder))
+
+
+def test_a_projection_of_another_width_is_refused(tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    folder = make_colbert(tmp_path)
+    state = load_file(folder / "model.safetensors")
+    narrow = state["linear.weight"][:, :-8].clone()
+    save_file({**state, "linear.weight": narrow}, folder / "model.safetensors")
+    with pytest.raises(ModelError, match=r"linear\.weight must be \[D, \d+\]"):
+        Encoder.load(str(folder))
+
+
 def test_missing_weights_are_named(tmp_path: Path) -> None:
     from safetensors.torch import load_file, save_file
 

@@ -497,6 +497,8 @@ def test_what_a_backend_cannot_do_is_an_error(folder: Path, options: dict[str, A
 def test_a_wrong_description_is_named(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="kind 'reranker'"):
         Reranker.load(str(write_tiny_reranker(tmp_path, kind="encoder")))
+    with pytest.raises(ModelError, match=r"'fusion' must be an object, got 0\.5"):
+        Reranker.load(str(write_tiny_reranker(tmp_path, fusion=0.5)))
     without = {key: value for key, value in description().items() if key != "graph"}
     (tmp_path / "reranker.json").write_text(json.dumps(without))
     with pytest.raises(ModelError, match="'graph' is missing"):
