@@ -31,7 +31,7 @@ def load_pylate(folder: Path) -> tuple[Any, Any, EncodingConvention, Any, list[A
     library = require("sentence_transformers", f"the checkpoint {folder}")
     parts = _parts(folder)
     own = parts[0][1]
-    check_tokenizer_files(own if own == folder or has_tokenizer_files(own) else folder)
+    check_tokenizer_files(own if has_tokenizer_files(own) else folder)
     try:
         with quiet_transformers():
             model = library.MultiVectorEncoder(
@@ -55,6 +55,11 @@ def load_pylate(folder: Path) -> tuple[Any, Any, EncodingConvention, Any, list[A
         raise ModelError(
             f"{folder}: expected a transformer and dense projections, got also {', '.join(other) or 'no Dense'}"
         )
+    if not any(kind.startswith("pylate.") for kind, _ in parts):  # whose own folders mean both without naming them
+        if not any(type(module).__name__ == "Normalize" for module in rest):
+            raise ModelError(f"{folder}: its vectors are not of unit length (it has no Normalize)")
+        if first.query_expansion is not None and not masks:
+            raise ModelError(f"{folder}: it expands queries but has no MultiVectorMask: not known to this release")
     projections = [path for kind, path in parts if kind.endswith(".Dense")]
     if len(projections) != len(dense):  # the library draws what is not there at random
         raise ModelError(

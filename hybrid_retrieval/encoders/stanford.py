@@ -40,7 +40,7 @@ def load_stanford(folder: Path) -> tuple[Any, Any, EncodingConvention, Any, list
         trunk = transformers.AutoModel.from_config(config, trust_remote_code=False).float()
     except (OSError, ValueError, KeyError) as error:
         raise ModelError(f"{folder}: its config.json is not usable ({' '.join(str(error).split())})") from None
-    own = {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
+    own = {_renamed(name.removeprefix(prefix)): value for name, value in state.items() if name.startswith(prefix)}
     try:
         missing = trunk.load_state_dict(own, strict=False).missing_keys
     except RuntimeError as error:
@@ -54,3 +54,8 @@ def load_stanford(folder: Path) -> tuple[Any, Any, EncodingConvention, Any, list
     linear = torch.nn.Linear(projection.shape[1], projection.shape[0], bias=False)
     linear.weight.data = projection.float()
     return trunk, linear, convention, tokenizer, [weight_files(folder), tokenizer_bytes]
+
+
+def _renamed(name: str) -> str:
+    """As transformers names a weight today, which checkpoints of 2018 to 2020 name otherwise."""
+    return name.replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta", "LayerNorm.bias")

@@ -120,6 +120,20 @@ def test_parts_lie_where_modules_json_says(tmp_path: Path) -> None:
     assert Encoder.load(str(saved), device="cpu").identity != encoder.identity
 
 
+@pytest.mark.parametrize(
+    ("left_out", "message"), [("Normalize", "unit length"), ("MultiVectorMask", "expands queries")]
+)
+def test_what_the_library_would_score_otherwise_is_refused(tmp_path: Path, left_out: str, message: str) -> None:
+    save(tmp_path, expansion={"strategy": "fixed", "attend": False, "length": 32}, skiplist=[])
+    file = tmp_path / "saved" / "modules.json"
+    modules = json.loads(file.read_text())
+    kept = [part for part in modules if not part["type"].endswith(f".{left_out}")]
+    assert len(kept) == len(modules) - 1
+    file.write_text(json.dumps(kept))
+    with pytest.raises(ModelError, match=message):
+        Encoder.load(str(tmp_path / "saved"))
+
+
 def test_a_model_of_one_vector_a_text_is_refused(tmp_path: Path) -> None:
     """The library would give it a projection drawn at random."""
     from sentence_transformers import SentenceTransformer

@@ -165,6 +165,19 @@ def test_a_projection_of_another_width_is_refused(tmp_path: Path) -> None:
         Encoder.load(str(folder))
 
 
+def test_the_first_names_of_layer_norms_are_read(tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    folder = make_colbert(tmp_path)
+    expected = Encoder.load(str(folder), device="cpu").encode_query("why")
+    first = {"LayerNorm.weight": "LayerNorm.gamma", "LayerNorm.bias": "LayerNorm.beta"}
+    state = load_file(folder / "model.safetensors")
+    for now, before in first.items():
+        state = {name.replace(now, before): tensor for name, tensor in state.items()}
+    save_file(state, folder / "model.safetensors")
+    np.testing.assert_array_equal(Encoder.load(str(folder), device="cpu").encode_query("why"), expected)
+
+
 def test_missing_weights_are_named(tmp_path: Path) -> None:
     from safetensors.torch import load_file, save_file
 
