@@ -6,7 +6,7 @@ import gzip
 import hashlib
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
@@ -130,6 +130,14 @@ def _read_tokenizer(path: Path, mtime_ns: int, size: int) -> Any:
     tokenizer.no_padding()
     tokenizer.no_truncation()
     return tokenizer
+
+
+def reader(tokenizer: Any) -> Callable[[str], str]:
+    """What of a text is tokenised: all but the white space at its end where the tokenizer would make a lone `▁` of it,
+    a token that transformers' XLM-R does not have. To a byte-level tokenizer that white space is text, and stays."""
+    bare, spaced = (tokenizer.encode(probe, add_special_tokens=False).ids for probe in ("a", "a "))
+    lone = tokenizer.token_to_id("▁")
+    return str.rstrip if lone is not None and spaced == [*bare, lone] else str
 
 
 def fingerprint(files: Iterable[Path], *facts: Any) -> str:

@@ -236,3 +236,14 @@ def test_devices_and_dtypes_are_chosen(cuda: bool, device: str, dtype: str, expe
 def test_an_impossible_placement_is_an_error(device: str, dtype: str, message: str) -> None:
     with pytest.raises(ModelError, match=message):
         placement(_Torch(False), device, dtype)
+
+
+def test_white_space_at_the_end_is_text_to_a_byte_level_tokenizer() -> None:
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    vocabulary = {token: i for i, token in enumerate([*pre_tokenizers.ByteLevel.alphabet(), "▁"])}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    assert model_files.reader(tokenizer)("flows \n") == "flows \n"
+    embedded = model_files.load_tokenizer(model_files.EMBEDDED_FOLDER / "tokenizer.json.gz")
+    assert model_files.reader(embedded)("flows \n") == "flows"

@@ -20,7 +20,7 @@ from hybrid_retrieval.encoders.backend import EncoderBackend
 from hybrid_retrieval.encoders.convention import EncodingConvention, Side
 from hybrid_retrieval.encoders.loading import load_parts
 from hybrid_retrieval.errors import InputError, ModelError
-from hybrid_retrieval.model_files import lasting_name, resolve
+from hybrid_retrieval.model_files import lasting_name, reader, resolve
 from hybrid_retrieval.ragged import Ragged
 from hybrid_retrieval.types import check_query, is_blank, is_unicode
 
@@ -52,6 +52,7 @@ class Encoder:
         self.source: str | None = None
         self.name, self.identity, self.dimensions, self.convention = name, identity, dimensions, convention
         self._tokenizer, self._backend, self._batches = tokenizer, backend, Batches(batch_tokens, name)
+        self._read = reader(tokenizer)
         self._cache: Cache[Float32] = Cache(cached_queries)
         self._key = digest(identity)
         self._warned = False
@@ -188,7 +189,7 @@ class Encoder:
 
     def _query_ids(self, text: str) -> list[int]:
         side = self.convention.query
-        ids: list[int] = self._tokenizer.encode(text.rstrip(), add_special_tokens=False).ids
+        ids: list[int] = self._tokenizer.encode(self._read(text), add_special_tokens=False).ids
         if len(ids) > side.room:
             if not self._warned:
                 self._warned = True
@@ -202,7 +203,7 @@ class Encoder:
         return side.wrap(ids)
 
     def _windows(self, text: str, overlap_tokens: int) -> list[list[int]]:
-        encoding = self._tokenizer.encode(text.rstrip(), add_special_tokens=False)
+        encoding = self._tokenizer.encode(self._read(text), add_special_tokens=False)
         spans = split_windows(text, encoding.offsets, self.convention.passage.room, overlap_tokens)
         return [encoding.ids[start:end] for start, end in spans]
 

@@ -15,7 +15,7 @@ from hybrid_retrieval.cache import CacheInfo, digest
 from hybrid_retrieval.config import RerankerConfig
 from hybrid_retrieval.corpus.records import to_passage
 from hybrid_retrieval.errors import InputError
-from hybrid_retrieval.model_files import lasting_name, resolve
+from hybrid_retrieval.model_files import lasting_name, reader, resolve
 from hybrid_retrieval.ragged import Ragged
 from hybrid_retrieval.rerankers.backend import RerankerBackend
 from hybrid_retrieval.rerankers.loading import load_parts
@@ -59,6 +59,7 @@ class Reranker:
         self.max_tokens, self.max_query_tokens, self.fusion_weight = max_tokens, max_query_tokens, fusion_weight
         self.longest_tokens = longest_tokens
         self._convention, self._tokenizer = convention, tokenizer
+        self._read = reader(tokenizer)
         self._truncation, self._long_passages = truncation, long_passages
         self._window_overlap, self._max_passage_tokens = window_overlap, max_passage_tokens
         self._key = digest(identity)
@@ -190,8 +191,8 @@ class Reranker:
         )
 
     def tokenize(self, texts: Sequence[str]) -> Ragged:
-        """Passage token ids, one row a text, over int32 [T]: no special tokens, nothing cut but white space at the end,
-        of which XLM-R's tokenizer makes a token where the library runs it alone."""
+        """Passage token ids, one row a text, over int32 [T]: no special tokens, nothing cut but white space
+        at the end where it would be a token that transformers does not have (`model_files.reader`)."""
         if isinstance(texts, str):
             raise InputError("tokenize takes a sequence of texts; got one string")
         texts = list(texts)
@@ -200,7 +201,7 @@ class Reranker:
                 raise InputError(f"passage {position} of {len(texts)} has no text")
             if not is_unicode(text):
                 raise InputError(f"passage {position} of {len(texts)} is not valid Unicode")
-        encodings = self._tokenizer.encode_batch([text.rstrip() for text in texts], add_special_tokens=False)
+        encodings = self._tokenizer.encode_batch([self._read(text) for text in texts], add_special_tokens=False)
         return Ragged.from_rows([encoding.ids for encoding in encodings], dtype=np.int32)
 
     def pair(self, query: str, passages: Ragged, name: Callable[[int], str] = "passage {}".format) -> Pairs:
@@ -211,7 +212,7 @@ class Reranker:
         """
         check_query(query)
         # int32 even where the tokenizer drops all of the query
-        query_ids = np.array(self._tokenizer.encode(query.rstrip(), add_special_tokens=False).ids, np.int32)
+        query_ids = np.array(self._tokenizer.encode(self._read(query), add_special_tokens=False).ids, np.int32)
         query_ids = self._convention.as_text(query_ids)
         passages = Ragged(self._convention.as_text(passages.data), passages.offsets)
         room, longest = (n - self._convention.num_specials for n in (self.max_tokens, self.longest_tokens))
