@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import math
 import sys
 import time
 from collections.abc import Sequence
@@ -67,13 +68,11 @@ class Stored:
     def __init__(self, logits: NDArray[np.float32]) -> None:
         self._logits = logits
 
-    def score_pairs(self, groups: Sequence[Pairs]) -> list[NDArray[np.float32]]:
+    def score_pairs(self, groups: Sequence[Pairs], ends: float = math.inf) -> list[NDArray[np.float32]]:
         return [self._logits[[int(row[0]) for row in group.rows]] for group in groups]
 
     def predict_seconds(self, pairs: Pairs) -> float | None:
         return 0.0
-
-    def probe(self, seconds: float) -> None: ...
 
 
 def ended(

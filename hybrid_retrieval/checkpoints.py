@@ -5,14 +5,16 @@ from __future__ import annotations
 import copy
 import importlib.util
 import logging
+import math
 import queue
 import threading
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from hybrid_retrieval.errors import ModelError, ModelSettingsError, OptionalDependencyError
+from hybrid_retrieval.errors import ModelError, ModelSettingsError, OptionalDependencyError, OutOfTime
 from hybrid_retrieval.model_files import load_tokenizer
 from hybrid_retrieval.optional import require
 
@@ -116,9 +118,12 @@ class Copies:
             self._free.put(lent)
 
     @contextmanager
-    def taken(self) -> Iterator[tuple[Any, Any]]:
-        """A copy and its device; waits while all are taken."""
-        lent = self._free.get()
+    def taken(self, ends: float = math.inf) -> Iterator[tuple[Any, Any]]:
+        """A copy and its device; waits while all are taken, up to `ends` (`time.perf_counter`; raises `OutOfTime`)."""
+        try:
+            lent = self._free.get(timeout=None if math.isinf(ends) else max(0.0, ends - time.perf_counter()))
+        except queue.Empty:
+            raise OutOfTime from None
         try:
             yield lent
         finally:

@@ -7,9 +7,11 @@ native kernels. Both read the same weights file (safetensors, int8 codes stored 
 from __future__ import annotations
 
 import itertools
+import math
 import os
-from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hybrid_retrieval.errors import ModelError, ModelSettingsError
+from hybrid_retrieval.errors import ModelError, ModelSettingsError, OutOfTime
 from hybrid_retrieval.kernels import dispatch
 from hybrid_retrieval.model_files import Kind
 from hybrid_retrieval.onnx_files import available_cores
@@ -148,9 +150,11 @@ class NativeTrunk:
         rows: Sequence[NDArray[np.int64]],
         projection: Projection | None = None,
         types: Sequence[NDArray[np.int64]] | None = None,
+        ends: float = math.inf,
     ) -> Ragged:
         """Final states float32 [T, H], a row for each of the rows of token ids; or, with a projection to D dimensions,
-        unit vectors [T, D]. types: of each token, 0 or 1, for a model that knows them (None: all 0)."""
+        unit vectors [T, D]. types: of each token, 0 or 1, for a model that knows them (None: all 0). ends: on
+        `time.perf_counter`; raises `OutOfTime` between two layers once it has passed."""
         lengths = [len(row) for row in rows]
         longest = max(lengths, default=0)
         if longest > len(self._positions):
@@ -161,11 +165,24 @@ class NativeTrunk:
 
         def run(part: tuple[int, int]) -> Float32:
             own = slice(*part)
-            return self._run(rows[own], projection, None if types is None else types[own])
+            return self._run(rows[own], projection, None if types is None else types[own], ends)
 
-        states = list(map(run, parts) if len(parts) == 1 else self._threads().map(run, parts))
+        states = list(map(run, parts)) if len(parts) == 1 else self._side_by_side(run, parts, ends)
         width = self.facts.hidden if projection is None else projection.width
         return Ragged(np.concatenate(states) if states else np.empty((0, width), np.float32), offsets)
+
+    def _side_by_side(
+        self, run: Callable[[tuple[int, int]], Float32], parts: list[tuple[int, int]], ends: float
+    ) -> list[Float32]:
+        futures = [self._threads().submit(run, part) for part in parts]
+        try:
+            limit = None if math.isinf(ends) else max(0.0, ends - time.perf_counter())
+            if wait(futures, limit, FIRST_EXCEPTION).not_done and limit is not None:
+                raise OutOfTime  # in the queue behind other threads' parts
+            return [future.result() for future in futures]
+        finally:
+            for future in futures:
+                future.cancel()
 
     def _threads(self) -> ThreadPoolExecutor:
         """The pool of this process: a fork copies an executor, not its threads, and would wait for them for good."""
@@ -179,10 +196,13 @@ class NativeTrunk:
         rows: Sequence[NDArray[np.int64]],
         projection: Projection | None,
         types: Sequence[NDArray[np.int64]] | None,
+        ends: float,
     ) -> Float32:
         offsets = np.zeros(len(rows) + 1, np.int64)
         np.cumsum([len(row) for row in rows], out=offsets[1:])
-        states: Float32 = self._trunk.run(self._embed(rows, types), offsets)
+        states: Float32 | None = self._trunk.run(self._embed(rows, types), offsets, ends - time.perf_counter())
+        if states is None:
+            raise OutOfTime
         if projection is not None:
             states = projection.kernel.run(states)
         return states

@@ -70,7 +70,7 @@ def write_onnx_folder(
             _export(torch, module, inputs, traced, input_names, output_name)
             if dtype == "int8":
                 _quantise(traced, graph)
-        found = OnnxGraph(graph).run(*sample)
+        found = OnnxGraph(graph).run(sample[0], sample[1], sample[2] if len(sample) > 2 else None)
         difference, acceptable = tolerance(expected, found)
         if not acceptable:
             raise ModelError(f"the exported graph differs from torch by {difference:.3g}: nothing was written")

@@ -7,7 +7,12 @@ tokenizer.json[.gz]               for the tokenizers library
 
 from __future__ import annotations
 
+import math
 import os
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import NoneType
 from typing import Any
@@ -15,7 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hybrid_retrieval.errors import ModelError, ModelNotFoundError, ModelSettingsError
+from hybrid_retrieval.errors import ModelError, ModelNotFoundError, ModelSettingsError, OutOfTime
 from hybrid_retrieval.model_files import Kind, read_json
 
 FORMAT = 1
@@ -109,12 +114,39 @@ class OnnxGraph:
             raise ModelError(f"{path}: onnxruntime cannot load this graph ({' '.join(str(error).split())})") from None
         self._inputs = [item.name for item in self._session.get_inputs()]
 
-    def run(self, ids: NDArray[np.int64], mask: NDArray[np.int64], types: NDArray[np.int64] | None = None) -> Any:
-        """ids, mask, types: int64 [B, L]; types are left out where the graph has no input for them."""
+    def run(
+        self,
+        ids: NDArray[np.int64],
+        mask: NDArray[np.int64],
+        types: NDArray[np.int64] | None = None,
+        ends: float = math.inf,
+    ) -> Any:
+        """ids, mask, types: int64 [B, L]; types are left out where the graph has no input for them. ends: on
+        `time.perf_counter`; raises `OutOfTime` between two nodes once it has passed."""
         feeds = {"input_ids": ids, "attention_mask": mask}
         if "token_type_ids" in self._inputs:
             feeds["token_type_ids"] = np.zeros_like(ids) if types is None else types
         try:
-            return self._session.run(None, feeds)[0]
+            with _until(ends) as options:
+                return self._session.run(None, feeds, options)[0]
         except Exception as error:  # onnxruntime's own errors share no public base
+            if time.perf_counter() >= ends:
+                raise OutOfTime from None
             raise ModelError(f"onnxruntime failed on {ids.shape} tokens ({' '.join(str(error).split())})") from None
+
+
+@contextmanager
+def _until(ends: float) -> Iterator[Any]:
+    """onnxruntime's options for a run that ends at a moment of `time.perf_counter`; None for one without an end."""
+    if math.isinf(ends):
+        yield None
+        return
+    import onnxruntime
+
+    options = onnxruntime.RunOptions()
+    timer = threading.Timer(max(0.0, ends - time.perf_counter()), setattr, (options, "terminate", True))
+    timer.start()
+    try:
+        yield options
+    finally:
+        timer.cancel()

@@ -118,9 +118,9 @@ class Pipeline:
         num_candidates: passages that the reranker scores; by default the configuration's, and never fewer than k. If
         fewer than k are asked for, the rest follow in stage 1's order with no reranker score.
         rerank: False stops after stage 1, where num_candidates and deadline_ms have nothing to act on.
-        deadline_ms: milliseconds from now after which the best ranking so far is returned: stage 2 begins no round of
-        pairs that is not predicted to be done by then (`Ranking.rescored` and a note say how far it got). Stage 1 is
-        never cut short: a deadline that leaves no time for stage 2 gives its order. Raises as `query_batch` does.
+        deadline_ms: milliseconds from now after which the best ranking so far is returned: stage 2 goes in rounds, and
+        what has no score by then goes without (`Ranking.rescored` and a note say how far it got). Stage 1 is never cut
+        short: a deadline that leaves no time for stage 2 gives its order. Raises as `query_batch` does.
         """
         return self.query_batch([text], k, num_candidates=num_candidates, rerank=rerank, deadline_ms=deadline_ms)[0]
 
@@ -221,11 +221,11 @@ class Pipeline:
         self, reranker: Reranker, texts: Sequence[str], k: int, rescored: int, deadline_ms: float | None
     ) -> list[Ranking]:
         began = time.perf_counter()
-        deadline: list[Plan] = [] if deadline_ms is None else [Deadline(reranker.scorer, began + deadline_ms / 1e3)]
+        deadline = None if deadline_ms is None else Deadline(reranker.scorer, began + deadline_ms / 1e3)
         found = self._retrieve(texts, max(k, rescored))
         works = [self._work(reranker, candidates, rescored) for candidates in found]
-        plans = [deadline + self._early_stop(reranker, candidates, k) for candidates in found]
-        rescore(reranker.scorer, list(zip(works, plans, strict=True)))
+        plans = [self._early_stop(reranker, candidates, k) for candidates in found]
+        rescore(reranker.scorer, list(zip(works, plans, strict=True)), deadline)
         return [
             self._fused_ranking(reranker, candidates, work, k, deadline_ms)
             for candidates, work in zip(found, works, strict=True)

@@ -5,6 +5,7 @@ A plan says how many more candidates of a query the next round takes. The rounds
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from typing import Protocol
@@ -12,6 +13,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from hybrid_retrieval.errors import OutOfTime
 from hybrid_retrieval.rerankers.pairs import Pairs
 
 
@@ -20,9 +22,8 @@ class ScoresPairs(Protocol):
 
     @property
     def lanes(self) -> int: ...
-    def score_pairs(self, groups: Sequence[Pairs]) -> list[NDArray[np.float32]]: ...
+    def score_pairs(self, groups: Sequence[Pairs], ends: float = ...) -> list[NDArray[np.float32]]: ...
     def predict_seconds(self, pairs: Pairs) -> float | None: ...
-    def probe(self, seconds: float) -> None: ...
 
 
 class Work:
@@ -97,60 +98,61 @@ class EarlyStop:
 
 
 class Deadline:
-    """Takes what is predicted to be done in half of the time left, so that a wrong prediction costs half of it; near
-    the end, the smallest round that keeps the reranker busy. A round that is not predicted to fit is not begun.
+    """Takes what is predicted to be done in a quarter of the time left, so that a round is rarely stopped for a wrong
+    prediction, and costs little where it is; then the smallest round that keeps the reranker busy, or one candidate. A
+    round that is not predicted to fit is not begun, but the smallest is where nothing is known.
 
-    ends: on `clock`, in seconds. Where nothing is known of the pace, or nothing at all would fit, it is probed.
+    ends: on `clock`, in seconds.
     """
 
     def __init__(self, reranker: ScoresPairs, ends: float, clock: Callable[[], float] = time.perf_counter) -> None:
-        self._reranker, self._ends, self._clock = reranker, ends, clock
-        self._probed = False
+        self._reranker, self.ends, self._clock = reranker, ends, clock
 
     def __call__(self, work: Work) -> int:
-        count = self._fitting(work)
-        if count == 0 and work.scored == 0 and work.remaining and not self._probed and self._left() > 0:
-            self._probed = True
-            self._reranker.probe(self._left())
-            count = self._fitting(work)
-        return count
-
-    def _left(self) -> float:
-        return self._ends - self._clock()
-
-    def _fitting(self, work: Work) -> int:
-        left = self._left()
+        left = self.ends - self._clock()
         if left <= 0 or not work.remaining:
             return 0
+        smallest = min(self._reranker.lanes, work.remaining)
+        if self._predicted(work, smallest) is None:
+            return smallest
         low, high = 0, work.remaining
-        while low < high:  # the most that fits in half of the time left
+        while low < high:  # the most that fits in a quarter of the time left
             middle = (low + high + 1) // 2
-            if self._fits(work, middle, left / 2):
+            if self._fits(work, middle, left / 4):
                 low = middle
             else:
                 high = middle - 1
-        if low:
+        if low >= smallest:
             return low
-        for count in (min(self._reranker.lanes, work.remaining), 1):
-            if self._fits(work, count, left):
-                return count
-        return 0
+        return next((count for count in (smallest, 1) if self._fits(work, count, left)), 0)
 
     def _fits(self, work: Work, count: int, seconds: float) -> bool:
-        predicted = self._reranker.predict_seconds(work.next(count))
+        predicted = self._predicted(work, count)
         return predicted is not None and predicted <= seconds
 
+    def _predicted(self, work: Work, count: int) -> float | None:
+        return self._reranker.predict_seconds(work.next(count))
 
-def rescore(reranker: ScoresPairs, works: Sequence[tuple[Work, Sequence[Plan]]]) -> None:
-    """Run rounds until each work's plans have ended it. A round takes the fewest that any of its plans says; without
-    plans, one round takes all."""
+
+def rescore(
+    reranker: ScoresPairs, works: Sequence[tuple[Work, Sequence[Plan]]], deadline: Deadline | None = None
+) -> None:
+    """Run rounds until each work's plans, or the deadline of all, have ended it. A round takes the fewest that any of
+    them says; without plans, one round takes all. One that is stopped at the deadline is lost."""
+    ends = math.inf if deadline is None else deadline.ends
+    common: list[Plan] = [] if deadline is None else [deadline]
     while True:
-        steps = [(work, count) for work, plans in works if (count := _step(work, plans))]
+        steps = [(work, count) for work, plans in works if (count := _step(work, [*common, *plans]))]
         if not steps:
             return
         parts = [work.next(count) for work, count in steps]
         began = time.perf_counter()
-        found = reranker.score_pairs(parts)
+        try:
+            found = reranker.score_pairs(parts, ends)
+        except OutOfTime:
+            found = [np.empty(0, np.float32) for _ in parts]
+            for work, _ in steps:
+                work.ended_by = deadline
         seconds = time.perf_counter() - began
         tokens = [sum(map(len, part.rows)) for part in parts]
         for (work, _), logits, share in zip(steps, found, tokens, strict=True):

@@ -62,7 +62,7 @@ def count_batches(monkeypatch: pytest.MonkeyPatch, reranker: Reranker) -> list[i
     rows: list[int] = []
     forward = reranker.scorer.backend.forward
     monkeypatch.setattr(
-        reranker.scorer.backend, "forward", lambda ids, mask, types: rows.append(len(ids)) or forward(ids, mask, types)
+        reranker.scorer.backend, "forward", lambda ids, *rest: rows.append(len(ids)) or forward(ids, *rest)
     )
     return rows
 
@@ -138,7 +138,7 @@ def test_a_deadline_in_between_rescores_the_first_candidates(
     now = [0.0]
     score = reranker.scorer.score_pairs
 
-    def scoring(groups: Any) -> Any:
+    def scoring(groups: Any, ends: float) -> Any:
         now[0] += sum(map(len, groups))
         return score(groups)
 
@@ -197,9 +197,7 @@ def test_an_impossible_logit_names_query_and_passage(
     pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch, value: float
 ) -> None:
     reranker = Reranker.load(cached_pairs=0)
-    monkeypatch.setattr(
-        reranker.scorer.backend, "forward", lambda ids, mask, types: np.full(len(ids), value, np.float32)
-    )
+    monkeypatch.setattr(reranker.scorer.backend, "forward", lambda ids, *_: np.full(len(ids), value, np.float32))
     broken = with_reranker(pipeline, reranker)
     with pytest.raises(ModelError, match=r"gave the logit (nan|inf) for passage '[a-z]+' with the query 'tides'"):
         broken.query_batch(["tides", "bread"], k=3)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,10 @@ HEAD = ("dense.weight", "dense.bias", "out.weight", "out.bias")
 
 
 class NativeRerankerBackend(RerankerBackend):
-    """Needs neither onnxruntime nor torch; spends nothing on padding. A logit does not depend on its batch."""
+    """Needs neither onnxruntime nor torch; spends nothing on padding. A logit does not depend on its batch.
+
+    The head's products are the kernels' too: NumPy's would start threads of their own beside those of the trunk.
+    """
 
     def __init__(
         self, folder: Path, facts: TrunkFacts, convention: PairConvention, *, variant: str, threads: int
@@ -29,7 +33,8 @@ class NativeRerankerBackend(RerankerBackend):
         missing = [name for name in needed if name not in self._trunk.tensors]
         if missing:
             raise ModelError(f"{folder / facts.weights}: the head is incomplete ({', '.join(missing)})")
-        self._dense, self._dense_bias, self._out, self._out_bias = (self._trunk.tensors[name] for name in HEAD)
+        dense, self._dense_bias, self._out, self._out_bias = (self._trunk.tensors[name] for name in HEAD)
+        self._dense = self._trunk.projection(dense)
         if self._scale is not None:
             if not convention.middle_ids:
                 raise ModelError(
@@ -45,18 +50,22 @@ class NativeRerankerBackend(RerankerBackend):
         self.lanes = self._trunk.threads
 
     def forward(
-        self, ids: NDArray[np.int64], mask: NDArray[np.int64], types: NDArray[np.int64] | None
+        self,
+        ids: NDArray[np.int64],
+        mask: NDArray[np.int64],
+        types: NDArray[np.int64] | None,
+        ends: float = math.inf,
     ) -> NDArray[np.float32]:
         """As `RerankerBackend.forward`."""
         lengths = mask.sum(axis=1)
         rows = [row[:length] for row, length in zip(ids, lengths, strict=True)]
         kinds = None if types is None else [row[:length] for row, length in zip(types, lengths, strict=True)]
-        states = self._trunk.run(rows, types=kinds)
+        states = self._trunk.run(rows, types=kinds, ends=ends)
         return np.array([self._logit(row, state) for row, state in zip(rows, states, strict=True)], np.float32)
 
     def _logit(self, ids: NDArray[np.int64], states: NDArray[np.float32]) -> np.float32:
         """What the first token's state says; for the embedded model, a scaled MaxSim of query and passage too."""
-        pooled = np.tanh(self._dense @ states[0] + self._dense_bias)
+        pooled = np.tanh(self._dense.kernel.product(states[:1])[0] + self._dense_bias)
         logit: np.float32 = (self._out @ pooled)[0] + self._out_bias[0]
         return logit if self._scale is None else logit + self._scale * self._maxsim(ids, states)
 
@@ -70,5 +79,6 @@ class NativeRerankerBackend(RerankerBackend):
             return np.float32(-1)
         gate = states[first:end] @ self._gate[0] + self._gate_bias[0]
         weights = np.exp(-np.logaddexp(np.float32(0), -gate))  # the sigmoid, without overflow
-        mean: np.float32 = (unit[first:end] @ passage.T).max(axis=1) @ weights / weights.sum()
+        similarities = self._trunk.projection(passage).kernel.product(unit[first:end])
+        mean: np.float32 = similarities.max(axis=1) @ weights / weights.sum()
         return mean

@@ -5,44 +5,61 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import numpy as np
 
 # Enough to span a change of load, few enough to forget one.
 REMEMBERED = 32
-# While little is known, and that from short rows alone, a prediction is taken this much higher.
-FEW, CAUTION = 8, 1.5
-# Seconds after which an observation no longer forbids to look again.
-STALE = 10.0
+# Seconds after which the last observation says nothing of the pace now.
+STALE = 2.0
 
 
 class Pace:
-    """Seconds as a line over tokens, plus the most that a remembered batch took beyond it. Safe between threads."""
+    """Seconds as a line over tokens. Safe between threads.
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self._clock = clock
-        self._seen: deque[tuple[float, float, float]] = deque(maxlen=REMEMBERED)
+    Batches that run at once share the device, so what is learned is the time that each would have taken alone: a
+    second beside another batch counts for half. together: as many as run at once at full speed.
+    """
+
+    def __init__(self, together: int = 1, clock: Callable[[], float] = time.perf_counter) -> None:
+        self._together, self._clock = together, clock
+        self._seen: deque[tuple[float, float]] = deque(maxlen=REMEMBERED)
         self._lock = threading.Lock()
+        self._running, self._alone, self._looked, self._observed = 0, 0.0, clock(), -STALE
+        self._warm = False
 
-    def observe(self, tokens: int, seconds: float) -> None:
-        """A batch of so many tokens (with what pads it) took so long."""
-        with self._lock:
-            self._seen.append((float(tokens), seconds, self._clock()))
+    @contextmanager
+    def timing(self, tokens: int) -> Iterator[None]:
+        """Around a batch of so many tokens (with what pads it). One that fails counts too: it took so long at least.
 
-    def forget_stale(self) -> None:
-        """Drop what was observed over `STALE` seconds ago: one slow batch must not keep all that follow from being
-        tried, and so from being observed."""
+        The first one of all warms up and tells nothing.
+        """
         with self._lock:
-            while self._seen and self._clock() - self._seen[0][2] > STALE:
-                self._seen.popleft()
+            began = self._advance()
+            self._running += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                seconds = self._advance() - began
+                self._running -= 1
+                if self._warm:
+                    self._seen.append((float(tokens), seconds))
+                    self._observed = self._looked
+                self._warm = True
 
-    def predict(self, tokens: int) -> float | None:
-        """Seconds that a batch of so many tokens will hardly exceed; None before the first observation."""
+    def predict(self, tokens: int, *, at_most: bool = False) -> float | None:
+        """Seconds that a batch of so many tokens will take beside those that run now; None where nothing is known.
+
+        at_most: plus the most that a remembered batch took beyond its prediction.
+        """
         with self._lock:
-            seen = np.array([(tokens, seconds) for tokens, seconds, _ in self._seen])
-        if not len(seen):
-            return None
+            seen = np.array(self._seen)
+            shared = self._shared(self._running + 1)
+            if not len(seen) or self._clock() - self._observed > STALE:
+                return None
         x, y = seen[:, 0], seen[:, 1]
         spread = x - x.mean()
         variance = float(spread @ spread)
@@ -50,5 +67,15 @@ class Pace:
         start = float(y.mean()) - slope * float(x.mean())
         if slope <= 0 or start < 0:  # neither more tokens in less time nor any before the start: through the origin
             slope, start = float(y.sum() / x.sum()), 0.0
-        seconds = start + slope * tokens + max(0.0, float((y - start - slope * x).max()))
-        return seconds * CAUTION if len(seen) < FEW else seconds
+        excess = max(0.0, float((y - start - slope * x).max())) if at_most else 0.0
+        return (start + slope * tokens + excess) * shared
+
+    def _advance(self) -> float:
+        """Seconds that a batch which has run all the time would have needed alone."""
+        now = self._clock()
+        self._alone += (now - self._looked) / self._shared(self._running)
+        self._looked = now
+        return self._alone
+
+    def _shared(self, running: int) -> float:
+        return max(1.0, running / self._together)

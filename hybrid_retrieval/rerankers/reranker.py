@@ -63,7 +63,6 @@ class Reranker:
         self._truncation, self._long_passages = truncation, long_passages
         self._window_overlap, self._max_passage_tokens = window_overlap, max_passage_tokens
         self._key = digest(identity)
-        word = tokenizer.encode("a", add_special_tokens=False).ids
         self.scorer = PairScorer(
             name,
             convention,
@@ -71,7 +70,6 @@ class Reranker:
             mean=long_passages == "mean",
             batch_tokens=batch_tokens,
             cached_pairs=cached_pairs,
-            word=word,
         )
 
     @classmethod

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import heapq
-import time
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -29,20 +29,19 @@ class PairScorer:
         mean: bool,
         batch_tokens: int,
         cached_pairs: int,
-        word: list[int],
     ) -> None:
-        """name: of the model, for messages. mean: a passage in windows gets the mean of their logits, else the highest.
-        word: token ids of some word, to learn the pace with."""
+        """name: of the model, for messages. mean: a passage in windows gets their mean logit, else the highest."""
         self.lanes = backend.lanes
         self._name, self._convention, self.backend = name, convention, backend
-        self._mean, self._word = mean, word
-        self._batches, self._pace = Batches(batch_tokens, name), Pace()
+        self._mean = mean
+        self._batches, self._pace = Batches(batch_tokens, name), Pace(backend.devices)
         self._cache: Cache[float] = Cache(cached_pairs)
 
-    def score_pairs(self, groups: Sequence[Pairs]) -> list[NDArray[np.float32]]:
+    def score_pairs(self, groups: Sequence[Pairs], ends: float = math.inf) -> list[NDArray[np.float32]]:
         """Logits float32 [N] of each group, the pairs of all groups batched together, longest with longest.
 
-        Raises `ModelError` that names the pair for a logit that is NaN or infinite.
+        ends: on `time.perf_counter`. Raises `OutOfTime` soon after it, where the backend can stop, and `ModelError`
+        that names the pair for a logit that is NaN or infinite.
         """
         rows = [row for group in groups for row in group.rows]
         starts = [start for group in groups for start in group.passage_starts]
@@ -58,7 +57,7 @@ class PairScorer:
 
         def forward(batch: list[int]) -> None:
             chosen = [waiting[position] for position in batch]
-            found = self._forward([rows[i] for i in chosen], [starts[i] for i in chosen])
+            found = self._forward([rows[i] for i in chosen], [starts[i] for i in chosen], ends)
             for i, logit in zip(chosen, found.tolist(), strict=True):
                 if not np.isfinite(logit):
                     raise ModelError(f"{self._name} gave the logit {logit} for {_describe(groups, i)}")
@@ -73,58 +72,31 @@ class PairScorer:
         ]
 
     def predict_seconds(self, pairs: Pairs) -> float | None:
-        """How long `score_pairs` will take at most, as far as batches so far tell; None before the first.
-
-        Scores that are remembered cost nothing.
+        """How long `score_pairs` will take, as far as the last batches tell; at most, where it cannot be stopped. None
+        where nothing is known. Scores that are remembered cost nothing.
         """
         lengths = [len(row) for row, key in zip(pairs.rows, pairs.keys, strict=True) if key not in self._cache]
         ends = [0.0] * self.backend.devices
         for batch in plan_batches(lengths, self._batches.tokens):
-            seconds = self._pace.predict(self._cost_tokens([lengths[i] for i in batch]))
+            tokens = self._cost_tokens([lengths[i] for i in batch])
+            seconds = self._pace.predict(tokens, at_most=not self.backend.stops)
             if seconds is None:
                 return None
             heapq.heapreplace(ends, ends[0] + seconds)  # on the device that is free first
         return max(ends)
 
-    def probe(self, seconds: float) -> None:
-        """Learn the pace from two tiny batches, after one to warm up, whose time tells nothing unless it took all there
-        was; none is begun that is known not to fit in `seconds`, by what was observed of late."""
-        ends = time.perf_counter() + seconds
-        for length, warms_up in ((4, True), (4, False), (16, False)):
-            rows = [self._convention.join(self._word * length, self._word * length)] * self.lanes
-            tokens = self._cost_tokens([len(row) for row in rows])
-            if not self._fits(tokens, ends):
-                self._pace.forget_stale()
-                if not self._fits(tokens, ends):
-                    return
-            _, took = self._run(rows, [self._convention.passage_start(len(self._word) * length)] * self.lanes)
-            if not warms_up or time.perf_counter() >= ends:  # else every query of no time would warm up anew
-                self._pace.observe(tokens, took)
-
     def cache_info(self) -> CacheInfo:
         """Hits, misses, entries, capacity. A passage in windows counts once for each."""
         return self._cache.info()
 
-    def _fits(self, tokens: int, ends: float) -> bool:
-        """Whether a batch is not known to last beyond `ends`, on `time.perf_counter`."""
-        left, predicted = ends - time.perf_counter(), self._pace.predict(tokens)
-        return left > 0 and (predicted is None or predicted <= left)
-
-    def _forward(self, rows: Sequence[NDArray[np.int32]], starts: Sequence[int]) -> NDArray[np.float32]:
+    def _forward(self, rows: Sequence[NDArray[np.int32]], starts: Sequence[int], ends: float) -> NDArray[np.float32]:
         """Logits [B] of one batch; how long it took is learned."""
-        logits, took = self._run(rows, starts)
-        self._pace.observe(self._cost_tokens([len(row) for row in rows]), took)
-        return logits
-
-    def _run(self, rows: Sequence[NDArray[np.int32]], starts: Sequence[int]) -> tuple[NDArray[np.float32], float]:
-        """Logits [B] of one batch, and the seconds that the backend took."""
         ids, mask = pad(rows, self._convention.pad_id)
         types = None
         if self._convention.token_types:
             types = (np.arange(ids.shape[1]) >= np.array(starts)[:, None]).astype(np.int64) * mask
-        began = time.perf_counter()
-        logits = self.backend.forward(ids, mask, types)
-        return logits, time.perf_counter() - began
+        with self._pace.timing(self._cost_tokens([len(row) for row in rows])):
+            return self.backend.forward(ids, mask, types, ends)
 
     def _cost_tokens(self, lengths: Sequence[int]) -> int:
         """Tokens of a batch as it is paid for: every row as the longest, and every lane busy to the end."""

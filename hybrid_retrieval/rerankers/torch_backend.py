@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import math
+import threading
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +23,7 @@ from hybrid_retrieval.checkpoints import (
     quiet_transformers,
     weight_files,
 )
-from hybrid_retrieval.errors import ModelError, ModelSettingsError
+from hybrid_retrieval.errors import ModelError, ModelSettingsError, OutOfTime
 from hybrid_retrieval.model_files import fingerprint
 from hybrid_retrieval.optional import require
 from hybrid_retrieval.rerankers.backend import RerankerBackend
@@ -31,6 +34,12 @@ if TYPE_CHECKING:
     from hybrid_retrieval.rerankers.recorded import Recordings
 
 FLOAT8 = "float8"
+
+
+class _Running(threading.local):
+    """When the batch that this thread runs is to end, on `time.perf_counter`."""
+
+    ends = math.inf
 
 
 class TorchRerankerBackend(RerankerBackend):
@@ -73,6 +82,12 @@ class TorchRerankerBackend(RerankerBackend):
         if dtype == FLOAT8:
             self.model.to_float8()
         self._copies = Copies(self.model, places)
+        self._running = _Running()
+        self.stops = all(place.type == "cpu" for place in places)  # a card works off what the processor is done with
+        for copied, _ in self._copies.all if self.stops else ():
+            lists = [module for module in copied.modules() if isinstance(module, torch.nn.ModuleList)]
+            for layer in max(lists, key=len, default=()):
+                layer.register_forward_pre_hook(self._look_at_the_clock)
         self.devices = self._copies.count
         self._recordings: dict[int, Recordings] = {}
         on_cuda = [] if self.padded else [lent for lent in self._copies.all if lent[1].type == "cuda"]
@@ -84,13 +99,22 @@ class TorchRerankerBackend(RerankerBackend):
                 self._recordings[id(copied)] = Recordings(copied, place, types=types)
 
     def forward(
-        self, ids: NDArray[np.int64], mask: NDArray[np.int64], types: NDArray[np.int64] | None
+        self,
+        ids: NDArray[np.int64],
+        mask: NDArray[np.int64],
+        types: NDArray[np.int64] | None,
+        ends: float = math.inf,
     ) -> NDArray[np.float32]:
         run = self._padded if self.padded else self._unpadded
-        with self._copies.taken() as (model, device), self._torch.inference_mode():
+        with self._copies.taken(ends) as (model, device), self._torch.inference_mode():
+            self._running.ends = ends
             found = run(model, device, ids, mask, types)
             logits: NDArray[np.float32] = found.float().reshape(-1).cpu().numpy()
         return logits
+
+    def _look_at_the_clock(self, *_: Any) -> None:
+        if time.perf_counter() > self._running.ends:
+            raise OutOfTime
 
     def _padded(
         self, model: Any, device: Any, ids: NDArray[np.int64], mask: NDArray[np.int64], types: NDArray[np.int64] | None

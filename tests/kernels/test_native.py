@@ -407,6 +407,30 @@ def test_trunk_is_a_transformer_whatever_runs_beside_a_sequence(variant: str, he
 
 
 @every_variant
+def test_a_trunk_ends_when_time_is_up(variant: str) -> None:
+    random = np.random.default_rng(4)
+    trunk = dispatch.module().Trunk(variant, HIDDEN, HEADS, SIZE, 1e-12)
+    trunk.add_layer(*layer_arrays(random))
+    x, offsets = random.standard_normal((9, HIDDEN)).astype(np.float32), np.array([0, 2, 9], np.int64)
+    for seconds in (-1.0, -np.inf):
+        assert trunk.run(x, offsets, seconds) is None
+    np.testing.assert_array_equal(trunk.run(x, offsets, 600.0), trunk.run(x, offsets))
+    assert trunk.run(x[:0], np.array([0, 0], np.int64), -1.0).shape == (0, HIDDEN)
+
+
+@every_variant
+def test_product_is_that_of_all_rows(variant: str) -> None:
+    random = np.random.default_rng(6)
+    for m, n in ((0, 8), (1, 384), (9, 100), (6, 1)):
+        x = random.standard_normal((m, 64)).astype(np.float32)
+        weight = random.standard_normal((n, 64)).astype(np.float32)
+        found = dispatch.module().Projection(variant, weight).product(x)
+        np.testing.assert_allclose(found, x @ weight.T, rtol=1e-5, atol=1e-5)
+    with pytest.raises(ValueError, match="x must be"):
+        dispatch.module().Projection(variant, weight).product(np.zeros((2, 63), np.float32))
+
+
+@every_variant
 def test_project_gives_unit_rows(variant: str) -> None:
     random = np.random.default_rng(6)
     for m, n in ((0, 8), (1, 8), (9, 100), (6, 128)):

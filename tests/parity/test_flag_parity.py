@@ -48,7 +48,7 @@ def sent_rows(
     """Ids (and types) of each pair as the model receives them, in input order."""
     rows: list[tuple[list[int], list[int] | None]] = []
 
-    def forward(ids: Any, mask: Any, types: Any) -> Any:
+    def forward(ids: Any, mask: Any, types: Any, ends: float) -> Any:
         assert len(ids) == 1
         length = int(mask.sum())
         assert mask[0, :length].all()

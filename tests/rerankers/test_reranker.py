@@ -13,10 +13,9 @@ import numpy as np
 import pytest
 
 from hybrid_retrieval import Encoder, Passage, Reranker
-from hybrid_retrieval.errors import InputError, ModelError, QueryError
+from hybrid_retrieval.errors import InputError, ModelError, OutOfTime, QueryError
 from hybrid_retrieval.kernels import dispatch
 from hybrid_retrieval.ragged import Ragged
-from hybrid_retrieval.rerankers.pace import STALE, Pace
 from tests.rerankers.tiny_reranker import NAN_WORD, description, logit, write_tiny_reranker
 
 native = pytest.mark.skipif(dispatch.variant() == dispatch.NUMPY, reason="needs the compiled kernels")
@@ -100,7 +99,7 @@ def test_pairs_of_several_queries_share_batches_and_each_query_is_tokenised_once
     monkeypatch.setattr(
         reranker.scorer.backend,
         "forward",
-        lambda ids, mask, types: calls.append(ids.shape) or forward(ids, mask, types),
+        lambda ids, *rest: calls.append(ids.shape) or forward(ids, *rest),
     )
     asked: list[str] = []
     encode = reranker._tokenizer.encode
@@ -164,7 +163,7 @@ def test_an_infinite_logit_names_the_pair_and_is_not_remembered(
     reranker: Reranker, monkeypatch: pytest.MonkeyPatch, value: float
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(reranker.scorer.backend, "forward", lambda ids, mask, types: np.array([1.0, value], np.float32))
+        patch.setattr(reranker.scorer.backend, "forward", lambda *_: np.array([1.0, value], np.float32))
         with pytest.raises(ModelError, match=r"logit -?inf for passage '1'"):
             reranker.rank(QUERY, ["a house", "why"])
     assert np.isfinite(reranker.rank(QUERY, ["a house", "why"]).scores).all()
@@ -314,7 +313,7 @@ def test_windows_stay_under_the_batch_budget(folder: Path, monkeypatch: pytest.M
     sizes: list[int] = []
     forward = reranker.scorer.backend.forward
     monkeypatch.setattr(
-        reranker.scorer.backend, "forward", lambda ids, mask, types: sizes.append(ids.size) or forward(ids, mask, types)
+        reranker.scorer.backend, "forward", lambda ids, *rest: sizes.append(ids.size) or forward(ids, *rest)
     )
     reranker.score([(QUERY, LONG * 4)])
     assert len(sizes) > 3 and max(sizes) <= 50
@@ -360,12 +359,16 @@ def test_scores_are_remembered_by_tokens_and_change_nothing(folder: Path) -> Non
     assert caching.cache_info().hits == windows and not np.array_equal(other, caching.score(pairs)[:5])
 
 
+def warmed(reranker: Reranker) -> Reranker:
+    reranker.score([("a", "b")])
+    return reranker
+
+
 def test_the_time_of_pairs_is_predicted_from_batches_before(folder: Path) -> None:
-    reranker = Reranker.load(str(folder))
-    tokens = reranker.tokenize(PASSAGES)
-    pairs = reranker.pair(QUERY, tokens)
+    reranker = warmed(Reranker.load(str(folder)))
+    pairs = reranker.pair(QUERY, reranker.tokenize(PASSAGES))
     assert reranker.scorer.predict_seconds(pairs) is None
-    reranker.scorer.probe(10)
+    reranker.score([("a", "c")])
     alone, all_of_them = reranker.scorer.predict_seconds(pairs.part(1, 2)), reranker.scorer.predict_seconds(pairs)
     assert alone is not None and all_of_them is not None and 0 < alone < all_of_them
     reranker.scorer.score_pairs([pairs])
@@ -374,57 +377,46 @@ def test_the_time_of_pairs_is_predicted_from_batches_before(folder: Path) -> Non
 
 def test_rows_are_paid_for_by_the_lane(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of two lanes, one idles while the other works on a third row."""
-    reranker = Reranker.load(str(folder))
+    reranker = warmed(Reranker.load(str(folder)))
     monkeypatch.setattr(reranker.scorer, "lanes", 2)
-    reranker.scorer.probe(10)
+    reranker.score([("a", "c")])
     pairs = reranker.pair(QUERY, reranker.tokenize(["a house"] * 4))
     seconds = [reranker.scorer.predict_seconds(pairs.part(0, count)) for count in (1, 2, 3, 4)]
     assert seconds[0] == seconds[1] < seconds[2] == seconds[3]  # type: ignore[operator]
 
 
-@pytest.fixture
-def counted(folder: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Reranker, list[int]]:
-    """A reranker of its own, and the rows of each of its batches."""
-    reranker = Reranker.load(str(folder))
-    calls: list[int] = []
-    forward = reranker.scorer.backend.forward
-    monkeypatch.setattr(
-        reranker.scorer.backend, "forward", lambda ids, mask, types: calls.append(len(ids)) or forward(ids, mask, types)
-    )
-    return reranker, calls
+@pytest.mark.parametrize("backend", ["onnx", pytest.param("native", marks=native)])
+@pytest.mark.parametrize("count", [1, 12])
+def test_a_batch_is_stopped_at_its_time(backend: str, count: int) -> None:
+    """Amid a run that would last much longer; the next one is as if nothing had been."""
+    reranker = Reranker.load(backend=backend, cached_pairs=0)
+    pairs = reranker.pair(QUERY, reranker.tokenize(["the river runs by the old house " * 60] * count))
+    began = time.perf_counter()
+    whole = reranker.scorer.score_pairs([pairs])[0]
+    half = (time.perf_counter() - began) / 2
+    began = time.perf_counter()
+    with pytest.raises(OutOfTime):
+        reranker.scorer.score_pairs([pairs], began + half / 10)
+    assert time.perf_counter() - began < half
+    again = reranker.scorer.score_pairs([pairs], time.perf_counter() + 600)[0]
+    np.testing.assert_allclose(again, whole, atol=0 if backend == "native" else 1e-5)
 
 
-def test_a_probe_that_would_not_fit_is_not_begun(counted: tuple[Reranker, list[int]]) -> None:
-    reranker, calls = counted
-    reranker.scorer.probe(10)
-    assert len(calls) == 3
-    reranker.scorer._pace = pace = Pace()
-    pace.observe(5, 30.0)
-    reranker.scorer.probe(10)
-    assert len(calls) == 3
-
-
-def test_one_slow_batch_does_not_end_probing_for_good(counted: tuple[Reranker, list[int]]) -> None:
-    """Nothing fits after it, so nothing would be observed that says otherwise."""
-    reranker, calls = counted
-    now = [0.0]
-    reranker.scorer._pace = pace = Pace(lambda: now[0])
-    pace.observe(5, 30.0)
-    now[0] = STALE + 1
-    reranker.scorer.probe(10)
-    assert len(calls) == 3
-    assert pace.predict(50) < 10  # type: ignore[operator]
-
-
-def test_what_is_too_slow_even_for_a_probe_is_tried_once(
-    counted: tuple[Reranker, list[int]], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    reranker, calls = counted
-    forward = reranker.scorer.backend.forward
-    monkeypatch.setattr(reranker.scorer.backend, "forward", lambda *batch: time.sleep(0.3) or forward(*batch))
-    for _ in range(5):
-        reranker.scorer.probe(0.2)
-    assert len(calls) == 1
+@native
+def test_a_deadline_passes_in_the_queue_behind_others_too() -> None:
+    """Of two threads that share the model, one holds its workers."""
+    reranker = Reranker.load(backend="native", cached_pairs=0, threads=2)
+    pairs = reranker.pair(QUERY, reranker.tokenize(["the river runs by the old house " * 60] * 20))
+    began = time.perf_counter()
+    reranker.scorer.score_pairs([pairs])
+    whole = time.perf_counter() - began
+    other = threading.Thread(target=reranker.scorer.score_pairs, args=([pairs],))
+    other.start()
+    began = time.perf_counter()
+    with pytest.raises(OutOfTime):
+        reranker.scorer.score_pairs([pairs.part(0, 2)], began + whole / 20)
+    assert time.perf_counter() - began < whole / 2
+    other.join()
 
 
 class OutOfMemoryError(RuntimeError):
@@ -437,10 +429,10 @@ def test_out_of_memory_halves_the_batch_and_goes_on(
     small = Reranker.load(str(folder), batch_tokens=400, cached_pairs=0)
     forward = small.scorer.backend.forward
 
-    def limited(ids: Any, mask: Any, types: Any) -> Any:
+    def limited(ids: Any, *rest: Any) -> Any:
         if ids.size > 60:
             raise OutOfMemoryError("CUDA out of memory")
-        return forward(ids, mask, types)
+        return forward(ids, *rest)
 
     monkeypatch.setattr(small.scorer.backend, "forward", limited)
     pairs = [(QUERY, passage) for passage in PASSAGES if len(passage) < 60] * 8

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import pytest
 
 from hybrid_retrieval import Reranker
 from hybrid_retrieval.batching import pad
-from hybrid_retrieval.errors import InputError, ModelError
+from hybrid_retrieval.errors import InputError, ModelError, OutOfTime
 from hybrid_retrieval.kernels import dispatch
 from hybrid_retrieval.rerankers.export import export_reranker
 from tests.parity.checkpoints import bert_tokenizer_json, make_bert_reranker, make_xlmr_reranker, xlmr_tokenizer_json
@@ -131,6 +132,21 @@ def test_every_device_works_on_a_batch_of_its_own(checkpoint: Path) -> None:
     reranker.scorer.backend = twice
     np.testing.assert_allclose(reranker.score(PAIRS * 5), expected, atol=1e-6)
     assert not first
+
+
+@pytest.mark.parametrize("padded", [False, True])
+def test_a_batch_is_stopped_between_layers_or_while_it_waits(checkpoint: Path, padded: bool) -> None:
+    model = transformers.AutoModelForSequenceClassification.from_pretrained(str(checkpoint))
+    backend = TorchRerankerBackend(model, device="cpu", dtype="float32", threads=0, padded=padded)
+    ids = np.full((2, 9), 5, np.int64)
+    batch = ids, np.ones_like(ids), None
+    expected = backend.forward(*batch)
+    with pytest.raises(OutOfTime):
+        backend.forward(*batch, time.perf_counter() - 1)
+    np.testing.assert_array_equal(backend.forward(*batch, time.perf_counter() + 600), expected)
+    with backend._copies.taken(), pytest.raises(OutOfTime):
+        backend.forward(*batch, time.perf_counter() + 0.01)
+    np.testing.assert_array_equal(backend.forward(*batch), expected)
 
 
 def test_limits_follow_flag_reranker_and_the_models_positions(checkpoint: Path) -> None:

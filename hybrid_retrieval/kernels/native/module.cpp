@@ -6,7 +6,9 @@
 #include <nanobind/stl/vector.h>
 
 #include <algorithm>
+#include <chrono>
 #include <cmath>
+#include <limits>
 #include <memory>
 #include <optional>
 #include <stdexcept>
@@ -151,6 +153,9 @@ class Dense {
     std::vector<float> scale_, sums_, bias_;
 };
 
+// Seconds on a clock that never goes back.
+double now() { return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
+
 // Layers of one trunk, in the packing of one variant.
 class Trunk {
   public:
@@ -187,19 +192,22 @@ class Trunk {
                            norm(norm_weight, norm_bias), norm(last_weight, last_bias)});
     }
 
-    nb::object run(Matrix x, Offsets offsets) const {
+    // States, or None where they took more than `seconds`.
+    nb::object run(Matrix x, Offsets offsets, double seconds) const {
         require(x.shape(1) == static_cast<size_t>(shape_.hidden), "x must be float32 [T, hidden]");
         require(offsets.shape(0) > 0 && offsets(0) == 0, "offsets must start at 0");
         const auto sequences = static_cast<int64_t>(offsets.shape(0)) - 1;
         for (int64_t i = 0; i < sequences; ++i) require(offsets(i) <= offsets(i + 1), "offsets must never fall");
         require(offsets(sequences) == static_cast<int64_t>(x.shape(0)), "offsets must end at the number of rows of x");
         std::vector<float> states(x.data(), x.data() + x.size());
+        const hr::Time time{[](const hr::Time& own) { return now() > own.ends; }, now() + seconds};
+        bool done;
         {
             nb::gil_scoped_release released;
-            if (!states.empty())
-                kernels_.run(states.data(), offsets.data(), sequences, layers_.data(),
-                             static_cast<int64_t>(layers_.size()), shape_);
+            done = states.empty() || kernels_.run(states.data(), offsets.data(), sequences, layers_.data(),
+                                                  static_cast<int64_t>(layers_.size()), shape_, time);
         }
+        if (!done) return nb::none();
         return owned(std::move(states), {x.shape(0), x.shape(1)});
     }
 
@@ -222,8 +230,9 @@ class Projection {
     }
     Projection(const Projection&) = delete;
 
+    // Projected rows, made unit.
     nb::object run(Matrix x) const {
-        require(x.shape(1) == k_, "x must be float32 [M, K] for a projection of float32 [N, K]");
+        check(x);
         const size_t m = x.shape(0);
         std::vector<float> out(m * n_);
         {
@@ -234,7 +243,26 @@ class Projection {
         return owned(std::move(out), {m, n_});
     }
 
+    // Projected rows as they are.
+    nb::object product(Matrix x) const {
+        check(x);
+        const size_t m = x.shape(0);
+        std::vector<float> out(m * n_);
+        {
+            nb::gil_scoped_release released;
+            hr::Aligned<float> padded(m * stride_);
+            table_.multiply(x.data(), static_cast<int64_t>(m), static_cast<int64_t>(k_), columns_.data(),
+                            static_cast<int64_t>(stride_), padded.data());
+            for (size_t i = 0; i < m; ++i) std::copy_n(padded.data() + i * stride_, n_, out.data() + i * n_);
+        }
+        return owned(std::move(out), {m, n_});
+    }
+
   private:
+    void check(const Matrix& x) const {
+        require(x.shape(1) == k_, "x must be float32 [M, K] for a projection of float32 [N, K]");
+    }
+
     const hr::Kernels& table_;
     size_t n_, k_, stride_;
     std::vector<float> columns_;
@@ -675,7 +703,8 @@ NB_MODULE(_native, m) {
     m.def("dense", &multiply, "variant"_a, "x"_a, "weight"_a, "scale"_a, "bias"_a);
     nb::class_<Projection>(m, "Projection")
         .def(nb::init<const std::string&, Matrix>(), "variant"_a, "weight"_a)
-        .def("run", &Projection::run, "x"_a);
+        .def("run", &Projection::run, "x"_a)
+        .def("product", &Projection::product, "x"_a);
     nb::class_<Codec>(m, "Codec")
         .def(nb::init<const std::string&, Matrix, Floats, Array<uint8_t, nb::ndim<2>>>(), "variant"_a, "centroids"_a,
              "weights"_a, "buckets"_a)
@@ -697,5 +726,5 @@ NB_MODULE(_native, m) {
         .def(nb::init<const std::string&, int64_t, int64_t, int64_t, float>(), "variant"_a, "hidden"_a, "heads"_a,
              "head_size"_a, "epsilon"_a)
         .def("add_layer", &Trunk::add_layer)
-        .def("run", &Trunk::run, "x"_a, "offsets"_a);
+        .def("run", &Trunk::run, "x"_a, "offsets"_a, "seconds"_a = std::numeric_limits<double>::infinity());
 }

@@ -367,14 +367,15 @@ void multiply_matrix(const float* x, int64_t m, int64_t k, const float* matrix, 
     for (; i < m; ++i) query_scores<1>(x + i * k, k, matrix, stride, k, out + i * stride);
 }
 
-void run_group(float* x, const int64_t* offsets, int64_t sequences, const Layer* layers, int64_t depth,
-               const TrunkShape& shape) {
+bool run_group(float* x, const int64_t* offsets, int64_t sequences, const Layer* layers, int64_t depth,
+               const TrunkShape& shape, const Time& time) {
     const int64_t start = offsets[0], total = offsets[sequences] - start;
     const int64_t h = shape.hidden, width = shape.heads * shape.head_size;
     Scratch scratch;
     Aligned<float> wide, narrow(total * width), sum(total * h);
     Attention attention;
     for (int64_t i = 0; i < depth; ++i) {
+        if (time.is_up(time)) return false;
         const Layer& layer = layers[i];
         wide.resize(total * std::max(3 * width, layer.inner.n));
         multiply_all(x, total, layer.qkv, wide.data(), scratch);
@@ -390,19 +391,22 @@ void run_group(float* x, const int64_t* offsets, int64_t sequences, const Layer*
         multiply_all<true>(wide.data(), total, layer.outer, sum.data(), scratch);
         add_norm(x, sum.data(), total, h, layer.outer_norm, shape.epsilon);
     }
+    return true;
 }
 
-void run(float* x, const int64_t* offsets, int64_t sequences, const Layer* layers, int64_t depth,
-         const TrunkShape& shape) {
+bool run(float* x, const int64_t* offsets, int64_t sequences, const Layer* layers, int64_t depth,
+         const TrunkShape& shape, const Time& time) {
 #if defined(__AMX_INT8__)
     const Tiles tiles;
 #endif
     for (int64_t first = 0; first < sequences;) {
         int64_t last = first + 1;
         while (last < sequences && offsets[last] - offsets[first] < kGroup) ++last;
-        run_group(x + offsets[first] * shape.hidden, offsets + first, last - first, layers, depth, shape);
+        if (!run_group(x + offsets[first] * shape.hidden, offsets + first, last - first, layers, depth, shape, time))
+            return false;
         first = last;
     }
+    return true;
 }
 
 }  // namespace

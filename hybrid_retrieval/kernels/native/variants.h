@@ -32,6 +32,13 @@ struct TrunkShape {
     float epsilon;
 };
 
+// How long a run may take. The clock is not read in a variant's own file: inline functions of the library would be
+// compiled with its instructions there, and might be linked for all.
+struct Time {
+    bool (*is_up)(const Time&);
+    double ends;
+};
+
 // Query tokens as whole numbers: codes in groups of up to 4 blocks of 8 tokens, each [D / 2][blocks][8][2].
 struct QueryCodes {
     const int16_t* codes;
@@ -132,9 +139,10 @@ struct Kernels {
     void (*pack)(const int8_t* weight, int64_t k, int64_t n, void* out);
     // x float32 [M, K] -> out float32 [M, N]
     void (*dense)(const float* x, int64_t m, const Dense& layer, float* out);
-    // x float32 [T, H], changed in place; sequences are rows offsets[i] to offsets[i + 1].
-    void (*run)(float* x, const int64_t* offsets, int64_t sequences, const Layer* layers, int64_t depth,
-                const TrunkShape& shape);
+    // x float32 [T, H], changed in place; sequences are rows offsets[i] to offsets[i + 1]. Whether it went through all
+    // layers: it ends between two of them where time is up.
+    bool (*run)(float* x, const int64_t* offsets, int64_t sequences, const Layer* layers, int64_t depth,
+                const TrunkShape& shape, const Time& time);
     // x [M, K] times matrix [K, stride] (stride a multiple of 32, zeros from column n on), rows made unit: out [M, n].
     void (*project)(const float* x, int64_t m, int64_t k, const float* matrix, int64_t stride, int64_t n, float* out);
     // x [M, K] times matrix [K, stride]: out [M, stride]
