@@ -97,7 +97,7 @@ class IndexConfig:
     seed: int = 0
     include_title: bool = True
     window_overlap: int = 32
-    chunk_passages: int = 1024
+    chunk_passages: int = 256
     device: Device = "cpu"
 
     def __post_init__(self) -> None:

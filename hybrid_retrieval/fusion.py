@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 
 from hybrid_retrieval.config import FusionConfig, from_mapping
 from hybrid_retrieval.errors import ConfigError, ModelMismatchError
-from hybrid_retrieval.types import best_first
 from hybrid_retrieval.whole_files import write_whole
 
 FORMAT = 1
@@ -31,14 +30,18 @@ def standardise(scores: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def fuse(
-    weight: float | None, logits: NDArray[np.float32], retrieval_scores: NDArray[np.float32]
+    weight: float | None,
+    logits: NDArray[np.float32],
+    retrieval_scores: NDArray[np.float32],
+    rows: NDArray[np.int64] | None = None,
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     """Final scores of all candidates, and their order.
 
     weight: of the standardised logit beside the standardised MaxSim; None orders by the raw logit. logits: float32 [M],
     raw, of the first M candidates. retrieval_scores: float32 [N], MaxSim, best first, N >= M. Candidates M to N were
     not rescored: they follow in stage 1's order, each as far below the lowest rescored score as its MaxSim lies below
-    that of the last rescored candidate. Returns float32 [N] and int64 [N].
+    that of the last rescored candidate. rows: int64 [N], where candidates of one score are ordered by them, not by
+    their place. Returns float32 [N] and int64 [N].
     """
     head = logits.astype(np.float32)
     if weight is not None:
@@ -48,7 +51,10 @@ def fuse(
     scores[: len(head)] = head
     if 0 < len(head) < len(scores):
         scores[len(head) :] = head.min() - (retrieval_scores[len(head) - 1] - retrieval_scores[len(head) :])
-    order = np.concatenate([best_first(head, len(head)), np.arange(len(head), len(scores))])
+    if rows is None:
+        rows = np.arange(len(scores))
+    # The tail never rises above the head's lowest, so that one order serves both.
+    order = np.lexsort((rows, -scores))
     return scores, order
 
 

@@ -317,11 +317,15 @@ def _settings(config: PipelineConfig | Mapping[str, Any] | str | Path | None) ->
 
 
 def _passages(corpus: str | Path | Iterable[Passage | Mapping[str, Any]]) -> Iterator[Passage]:
+    """What is no corpus is refused at once, before there is a folder for its index."""
     if isinstance(corpus, (str, Path)):
-        yield from read_corpus(corpus)
-        return
+        return read_corpus(corpus)
     if not isinstance(corpus, Iterable) or isinstance(corpus, (Mapping, bytes)):
         raise CorpusError(f"a corpus is a path or an iterable of passages, got {type(corpus).__name__}")
+    return _each_passage(corpus)
+
+
+def _each_passage(corpus: Iterable[Passage | Mapping[str, Any]]) -> Iterator[Passage]:
     for row, passage in enumerate(corpus):
         if isinstance(passage, Passage):
             yield passage

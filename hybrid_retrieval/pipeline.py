@@ -274,7 +274,7 @@ class Pipeline:
             scores = candidates.scores
             unknown = self.fusion.probabilities(work.logits, scores, scores)
             return self._ranking(candidates, chosen, scores[chosen], None, unknown, rescored=0, notes=notes)
-        scores, order = fuse(self.fusion.weight, work.logits, candidates.scores)
+        scores, order = fuse(self.fusion.weight, work.logits, candidates.scores, candidates.rows)
         probabilities = self.fusion.probabilities(work.logits, scores, candidates.scores)
         logits = np.full(len(candidates.rows), np.nan, np.float32)
         logits[: work.scored] = work.logits

@@ -19,9 +19,12 @@ def test_reranker_only_orders_by_the_raw_logit() -> None:
     assert scores.tolist() == [-1, 3, 0]
 
 
-def test_ties_keep_the_order_of_stage_one() -> None:
-    _, order = fuse(None, f32(1, 2, 1, 2), f32(9, 8, 7, 6))
-    assert order.tolist() == [1, 3, 0, 2]
+def test_ties_keep_the_order_of_stage_one_or_of_the_rows_that_are_given() -> None:
+    logits, maxsim = f32(1, 2, 1, 2), f32(9, 8, 7, 6)
+    assert fuse(None, logits, maxsim)[1].tolist() == [1, 3, 0, 2]
+    assert fuse(None, logits, maxsim, np.array([7, 5, 3, 9]))[1].tolist() == [1, 3, 2, 0]
+    assert fuse(None, logits[:3], maxsim, np.array([7, 9, 3, 5]))[1].tolist() == [1, 2, 0, 3]
+    assert fuse(None, logits[:3], f32(9, 8, 7, 7), np.array([7, 9, 3, 5]))[1].tolist() == [1, 2, 3, 0], "the tail too"
 
 
 def test_a_weight_sums_standardised_scores() -> None:

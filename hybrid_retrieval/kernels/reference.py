@@ -27,6 +27,9 @@ BLOCK_TOKENS = 1024
 # OpenBLAS computes a product of up to this many multiply-adds on the calling thread alone.
 BLAS_ALONE = 65_536 * 4
 QUERY_ROWS = 64
+# A power of two: OpenBLAS rounds columns that are left over otherwise than the rest, and so do its Haswell kernels with
+# some of 32.
+PASSAGE_ROWS = 16
 
 # A shorter sum of centroid and residual counts as the zero vector: they cancel, and what is left has no direction but
 # rounding's. (Those of trained encoders are .89 and longer at 2 bits.)
@@ -47,7 +50,9 @@ def products(query: Float32, vectors: NDArray[Any]) -> Float32:
         return np.concatenate(parts)
     if num_query == 1:  # a matrix times a vector has a lower limit of its own
         return products(np.repeat(query, 2, axis=0), vectors)[:1]
-    num_vectors, rows = len(vectors), max(2, min(32, BLAS_ALONE // max(num_query * dimensions, 1)))
+    num_vectors, rows = len(vectors), PASSAGE_ROWS
+    while rows > 2 and rows * num_query * dimensions > BLAS_ALONE:
+        rows //= 2
     stacks = -(-num_vectors // rows)
     if stacks * rows != num_vectors or vectors.dtype != np.float32:
         filled = np.zeros((stacks * rows, dimensions), np.float32)

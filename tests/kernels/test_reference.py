@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -122,11 +126,28 @@ def test_a_score_does_not_depend_on_the_windows_beside_it() -> None:
     assert together.tolist() == alone
 
 
-def test_identical_windows_tie_exactly() -> None:
+@pytest.mark.parametrize("num_query", [1, 8, 13, 32, 64, 100])
+def test_identical_windows_tie_exactly(num_query: int) -> None:
     one = packed_sample(37)
     many = PackedTokens(np.tile(one.codes, 200), np.tile(one.residuals, (200, 1)), one.centroids, one.table)
-    scores = packed_maxsim(random_unit(8, 64, 2), many, np.arange(200) * 37, np.full(200, 37))
+    scores = packed_maxsim(random_unit(num_query, 64, 2), many, np.arange(200) * 37, np.full(200, 37))
     assert len(set(scores.tolist())) == 1
+
+
+@pytest.mark.parametrize("core", ["Prescott", "Sandybridge", "Haswell"])
+def test_identical_vectors_have_one_similarity_on_other_processors(core: str) -> None:
+    """OpenBLAS takes the kernels of a processor that it is told of (where it has them: a wheel for ARM has not)."""
+    script = (
+        "import numpy as np; from hybrid_retrieval.kernels.reference import products; r = np.random.default_rng(0)\n"
+        "for lq in (2, 12, 13, 32, 64):\n"
+        "  for d in (64, 128, 768):\n"
+        "    one = np.repeat(r.standard_normal((1, d), np.float32), 99, axis=0)\n"
+        "    found = products(r.standard_normal((lq, d), np.float32), one)\n"
+        "    assert (found == found[:, :1]).all(), (lq, d)\n"
+    )
+    environment = {**os.environ, "OPENBLAS_CORETYPE": core}
+    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize("num_query", [1, 2, 40, 63, 64, 65, 200])
