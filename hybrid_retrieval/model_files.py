@@ -22,6 +22,11 @@ EMBEDDED_FOLDER = Path(__file__).parent / "models" / "embedded"
 HUB_PATTERNS = ["*.json", "*.safetensors", "*.bin", "*.txt", "*.model", "*.metadata", "*.onnx", "*.gz"]
 # Patterns match across folders: other exports of the same weights, several gigabytes that neither stage reads.
 HUB_UNREAD = ["onnx/*", "openvino/*"]
+WEIGHTS = ("*.safetensors", "*.bin", "*.onnx")
+TOKENIZERS = {
+    *("tokenizer.json", "tokenizer.json.gz", "vocab.txt", "vocab.json"),
+    *("sentencepiece.bpe.model", "spiece.model", "tokenizer.model"),
+}
 _HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")  # unlike ./folder
 
 
@@ -39,7 +44,8 @@ def resolve(model: str, revision: str | None = None) -> Path:
         return here
     if not _is_hub_id(model):
         raise ModelNotFoundError(
-            f"no model '{model}': expected 'embedded', an existing folder, or a hub id such as 'owner/name'"
+            f"no model '{model}': expected 'embedded', an existing folder (looked for from {Path.cwd()}; "
+            "'hybrid-retrieval export-onnx MODEL FOLDER' makes one of a checkpoint), or a hub id such as 'owner/name'"
         )
     try:
         return _snapshot(model, revision, local=False)
@@ -47,8 +53,8 @@ def resolve(model: str, revision: str | None = None) -> Path:
         reason = type(error).__name__
         wanted = f" --revision {revision}" if revision else ""
         raise ModelNotFoundError(
-            f"no model '{model}': not a folder, not in the local cache, and the hub did not give it ({reason}). On a "
-            f"connected machine run 'hf download {model}{wanted} --local-dir FOLDER', then name that folder"
+            f"no model '{model}': not a folder, not whole in the local cache, and the hub did not give it ({reason}). "
+            f"On a connected machine run 'hf download {model}{wanted} --local-dir FOLDER', then name that folder"
         ) from None
 
 
@@ -156,13 +162,21 @@ def _is_hub_id(model: str) -> bool:
 
 
 def _cached(model: str, revision: str | None) -> Path | None:
-    """The hub's local copy, if it holds weights: other libraries leave copies of a tokenizer alone."""
+    """The hub's local copy, if it is whole: other libraries leave copies of a tokenizer alone, or of weights alone, and
+    an interrupted download some of the weights."""
     try:
         folder = _snapshot(model, revision, local=True)
     except (OSError, ValueError):
         return None
-    weights = ("*.safetensors", "*.bin", "*.onnx")
-    return folder if any(any(folder.glob(pattern)) for pattern in weights) else None
+    weights = any(any(folder.glob(pattern)) for pattern in WEIGHTS)
+    tokenizer = any(file.name in TOKENIZERS for file in folder.rglob("*"))
+    return folder if weights and tokenizer and all(map(_has_all_shards, folder.rglob("*.index.json"))) else None
+
+
+def _has_all_shards(index: Path) -> bool:
+    """Whether the files that an index of weights names are there. Raises `ModelError` for one that is no JSON."""
+    shards = read_json(index).get("weight_map")
+    return not isinstance(shards, dict) or all((index.parent / str(name)).exists() for name in {*shards.values()})
 
 
 def _snapshot(model: str, revision: str | None, *, local: bool) -> Path:

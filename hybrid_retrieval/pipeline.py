@@ -60,6 +60,7 @@ class _Candidates:
     rows: NDArray[np.int64]
     scores: NDArray[np.float32]
     timings_ms: dict[str, float]
+    notes: tuple[str, ...]
 
 
 class Pipeline:
@@ -210,12 +211,16 @@ class Pipeline:
         search = self.config.search
         with _timed(timings, "encode"):
             vectors = [self.encoder.encode_query(text) for text in texts]
+            notes = [self.encoder.query_notes(text) for text in texts]
         with _timed(timings, "search"):
             found = self.index.searcher.search_batch(
                 vectors, k=k, exact=search.exact, nprobe=search.nprobe, threads=search.threads
             )
         share = {name: spent / len(texts) for name, spent in timings.items()}
-        return [_Candidates(text, one.rows, one.scores, dict(share)) for text, one in zip(texts, found, strict=True)]
+        return [
+            _Candidates(text, one.rows, one.scores, dict(share), noted)
+            for text, one, noted in zip(texts, found, notes, strict=True)
+        ]
 
     def _both_stages(
         self, reranker: Reranker, texts: Sequence[str], k: int, rescored: int, deadline_ms: float | None
@@ -324,7 +329,7 @@ class Pipeline:
             passages=passages,
             rescored=rescored,
             timings_ms=candidates.timings_ms,
-            notes=notes,
+            notes=candidates.notes + notes,
         )
 
 

@@ -29,7 +29,8 @@ class Passage:
 
     def content(self, include_title: bool = True) -> str:
         """What the models read: title, a space and the text (BEIR's convention), or the text alone."""
-        return f"{self.title} {self.text}" if include_title and self.title else self.text
+        parts = (self.title, self.text) if include_title else (self.text,)
+        return " ".join(part for part in parts if part)
 
 
 @dataclass(frozen=True, slots=True)

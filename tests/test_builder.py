@@ -150,6 +150,7 @@ for _ in range(100_000):
         (Passage("x" * 513, "word1"), "513 bytes"),
         (Passage("a\0b", "word1"), "NUL"),
         (Passage("x", ""), "text is empty"),
+        (Passage("x", "", " "), "text is empty"),
         (Passage("x", " \n\t"), "text is empty"),
         (Passage("x", "\u200b\u200f \ufeff"), "text is empty"),
         (Passage("x", "a\0b"), "NUL"),
@@ -203,7 +204,28 @@ class Failing(HashEncoder):
         return super().encode_windows(texts, overlap_tokens)
 
 
-@pytest.mark.parametrize("at", [0, 1, 3])
+def test_a_title_is_text_enough_where_titles_are_read(tmp_path: Path) -> None:
+    corpus = [Passage("a", "", "a title"), Passage("b", "a text")]
+    build(tmp_path / "x", corpus=corpus)
+    assert verify(tmp_path / "x") == []
+    config = dataclasses.replace(CONFIG, index=dataclasses.replace(CONFIG.index, include_title=False))
+    with pytest.raises(CorpusError, match=r"passage 0 \('a'\): text is empty, and titles are left out"):
+        build(tmp_path / "y", corpus=corpus, config=config)
+
+
+def test_a_build_that_fails_before_it_has_encoded_anything_leaves_nothing(tmp_path: Path) -> None:
+    for overwrite in (False, True):
+        with pytest.raises(MemoryError):
+            build(tmp_path / "x", encoder=Failing(0), overwrite=overwrite)
+        assert not (tmp_path / "x").exists()
+    build(tmp_path / "x")
+    before = tree(tmp_path / "x")
+    with pytest.raises(MemoryError):
+        build(tmp_path / "x", encoder=Failing(0), overwrite=True)
+    assert tree(tmp_path / "x") == before
+
+
+@pytest.mark.parametrize("at", [1, 3])
 def test_a_failed_build_is_no_index_and_resumes_to_the_same_bytes(tmp_path: Path, at: int) -> None:
     build(tmp_path / "whole")
     with pytest.raises(MemoryError):

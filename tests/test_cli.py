@@ -416,7 +416,7 @@ def test_a_build_that_fills_the_disk_is_resumed(tmp_path: Path, limit: int) -> N
     assert result.returncode == 1
     assert len(result.stderr.strip().splitlines()) == 1
     assert "a limit on the size of files is reached" in result.stderr
-    assert "--resume continues the build" in result.stderr
+    assert ("--resume continues the build" in result.stderr) == (index / "building").exists()
     with pytest.raises(SystemExit) as caught:
         main(["build", str(corpus), str(index), "--resume"])
     assert caught.value.code == 0
@@ -424,27 +424,35 @@ def test_a_build_that_fills_the_disk_is_resumed(tmp_path: Path, limit: int) -> N
 
 
 @pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
-def test_a_stopped_build_is_resumed(tmp_path: Path, stop: signal.Signals) -> None:
+@pytest.mark.parametrize("chunk", [0, 1])
+def test_a_stopped_build_is_resumed(tmp_path: Path, stop: signal.Signals, chunk: int) -> None:
     corpus, index = write_corpus(tmp_path / "corpus.jsonl"), tmp_path / "index"
+    config = tmp_path / "config.yaml"
+    config.write_text("index:\n  chunk_passages: 2\n")
     stopping = f"""
 import os, signal, time
 from hybrid_retrieval.encoders import Encoder
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job of a shell inherits it ignored
+encode, calls = Encoder.encode_windows, []
 def encode_windows(*arguments, **options):
+    calls.append(0)
+    if len(calls) <= {chunk}:
+        return encode(*arguments, **options)
     os.kill(os.getpid(), {int(stop)})
     time.sleep(60)
 Encoder.encode_windows = encode_windows
 """
-    command = [sys.executable, "-c", stopping + CLI[2], "build", str(corpus), str(index)]
+    build = ["build", str(corpus), str(index), "--config", str(config)]
+    command = [sys.executable, "-c", stopping + CLI[2], *build]
     result = subprocess.run(command, capture_output=True, text=True, timeout=60)
     if stop == signal.SIGINT:
         assert result.returncode == 130
-        assert "--resume continues the build" in result.stderr
+        assert ("--resume continues the build" in result.stderr) == index.exists() == (chunk > 0)
         assert len(result.stderr.strip().splitlines()) == 1
     else:
         assert (result.returncode, result.stderr) == (-signal.SIGTERM, "")
     with pytest.raises(SystemExit) as caught:
-        main(["build", str(corpus), str(index), "--resume"])
+        main([*build, "--resume"])
     assert caught.value.code == 0
     assert Index.open(index).passages == len(PASSAGES)
 

@@ -83,7 +83,10 @@ def test_whatever_the_hubs_client_raises_is_one_line(monkeypatch: pytest.MonkeyP
 
 
 def test_a_cached_model_needs_no_network(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    (tmp_path / "model.safetensors").write_bytes(b"")
+    for name in ("model-1-of-2.safetensors", "model-2-of-2.safetensors", "tokenizer.json"):
+        (tmp_path / name).write_bytes(b"")
+    shards = {"a": "model-1-of-2.safetensors", "b": "model-2-of-2.safetensors"}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": shards}))
 
     def snapshot(model: str, revision: str | None, *, local: bool) -> Path:
         assert local
@@ -93,8 +96,24 @@ def test_a_cached_model_needs_no_network(monkeypatch: pytest.MonkeyPatch, tmp_pa
     assert model_files.resolve("owner/name") == tmp_path and model_files.is_local("owner/name")
 
 
-def test_a_cached_tokenizer_alone_is_no_model(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    (tmp_path / "tokenizer.json").write_text("{}")
+@pytest.mark.parametrize(
+    "files",
+    [
+        {"tokenizer.json": "{}"},
+        {"model.safetensors": "", "config.json": "{}"},
+        {
+            "tokenizer.json": "{}",
+            "model-1-of-2.safetensors": "",
+            "model.safetensors.index.json": '{"weight_map": {"a": "model-2-of-2.safetensors"}}',
+        },
+    ],
+    ids=["no weights", "no tokenizer", "a shard missing"],
+)
+def test_a_part_of_a_model_in_the_cache_is_no_model(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, files: dict[str, str]
+) -> None:
+    for name, content in files.items():
+        (tmp_path / name).write_text(content)
     asked = []
 
     def snapshot(model: str, revision: str | None, *, local: bool) -> Path:

@@ -120,6 +120,15 @@ def test_a_distant_deadline_changes_nothing(pipeline: Pipeline) -> None:
     assert [ranking.ids for ranking in batch] == [expected.ids, plain.query("bread", k=3).ids]
 
 
+@pytest.mark.parametrize("rerank", [True, False])
+def test_a_query_that_is_cut_is_noted_every_time(pipeline: Pipeline, rerank: bool) -> None:
+    room = pipeline.encoder.convention.query.room
+    for query in ("capital " * (room + 30), "city " * (room + 30)):
+        notes = pipeline.query(query, k=2, rerank=rerank).notes
+        assert notes[0] == f"the query of {room + 30} tokens was cut to the {room} that {pipeline.encoder.name} reads"
+    assert pipeline.query("capital " * room, k=2, rerank=rerank).notes == ()
+
+
 def test_a_deadline_that_leaves_no_time_gives_stage_ones_order(pipeline: Pipeline) -> None:
     ranking = with_reranker(pipeline).query("capital city", k=5, deadline_ms=0.001)
     expected = pipeline.query("capital city", k=5, rerank=False)

@@ -71,8 +71,8 @@ def build_index(
     With both, an interrupted build is continued, and where there is none an index is replaced.
     progress: called with (step, done, total); total 0 is unknown.
 
-    Bad input (`InputError`) leaves nothing behind; any other failure leaves a build that can be resumed, and
-    no index.
+    Bad input (`InputError`) leaves nothing behind, and neither does what fails before any passage is encoded; any other
+    failure leaves a build that can be resumed, and no index.
     """
     build = _Build(encoder, reranker_tokenizer, config or PipelineConfig(), progress or _silent)
     with IndexWriter.create(path, overwrite=overwrite, resume=resume) as writer:
@@ -84,11 +84,16 @@ def build_index(
                 writer.discard()
             else:
                 build.run(writer, corpus)
-        except (InputError, StorageError):
+        except BaseException as error:
             # A resumed build keeps what an earlier run has done: the input of this one is at fault.
-            if fresh:
+            if fresh and (isinstance(error, (InputError, StorageError)) or not _has_encoded(writer)):
                 writer.discard()
             raise
+
+
+def _has_encoded(writer: IndexWriter) -> bool:
+    """Whether there is work that a resumed build would not do again."""
+    return bool(writer.journal and writer.journal["chunks"]) or any((writer.building / "sample").glob("*.npz"))
 
 
 class _Build:
@@ -165,7 +170,7 @@ class _Build:
             )
 
     def _check_corpus(self, fingerprint: str, corpus: Iterable[Passage], what: str) -> None:
-        checked = PassageEncoder()
+        checked = PassageEncoder(self.config.index.include_title)
         for passage in corpus:
             checked.encode(passage)
             if checked.count % READ_PASSAGES == 0:
@@ -175,7 +180,7 @@ class _Build:
 
     def _read(self, writer: IndexWriter, journal: dict[str, Any], corpus: Iterable[Passage]) -> dict[str, Any]:
         """Check and store every passage. Begins anew after an interruption: reading is quick."""
-        checked = PassageEncoder()
+        checked = PassageEncoder(self.config.index.include_title)
         with SegmentWriter(writer.building / "segment", PASSAGE_FILES) as segment:
             encoded = (checked.encode(passage) for passage in corpus)
             while rows := list(islice(encoded, READ_PASSAGES)):

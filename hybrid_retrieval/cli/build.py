@@ -63,14 +63,20 @@ def build(
                 progress=progress,
             )
     except KeyboardInterrupt:
+        if not _can_be_resumed(index):
+            raise
         raise click.Abort("interrupted; the same command with --resume continues the build") from None
     except OSError as error:
-        if not (Path(index) / BUILDING / JOURNAL).exists():
+        if not _can_be_resumed(index):
             raise
         raise click.ClickException(
             f"{os_reason(error)}; once that is mended, the same command with --resume continues the build"
         ) from None
     echo_made(index, made.info(), time.perf_counter() - start, as_json)
+
+
+def _can_be_resumed(index: str) -> bool:
+    return (Path(index) / BUILDING / JOURNAL).exists()
 
 
 @click.command()

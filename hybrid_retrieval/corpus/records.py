@@ -21,22 +21,23 @@ def to_passage(record: Mapping[str, Any], where: str, position: int | None = Non
     """A `Passage` from a mapping; `where` (a file and line) starts the message of the `CorpusError` it may
     raise.
 
-    The id is the first of `_id`, `id`, `passage_id`, `docid` (an integer is taken as its digits), the text
-    the first of `text`, `contents`; `title` may be missing or null. Every other key is metadata; the content
-    of BEIR's own `metadata` object is merged into it. position: of a record in a plain list, its id if it has none.
+    The id is the first of `_id`, `id`, `passage_id`, `docid` (an integer is taken as its digits), the text the first of
+    `text`, `contents`, empty only beside a title; `title` may be missing or null. Every other key is metadata; the
+    content of BEIR's own `metadata` object is merged into it. position: of a record in a plain list, its id if it has
+    none.
     """
     if position is not None and not any(key in record for key in ID_KEYS):
         record = {"_id": str(position), **record}
     id_key = find_key(record, ID_KEYS, "id", where)
     text_key = find_key(record, TEXT_KEYS, "text", where)
     passage_id = to_identifier(record[id_key], id_key, where)
-    text = to_text(record[text_key], text_key, f"{where}: passage '{passage_id}'")
     title = record.get("title")
     if title is None:
         title = ""
     elif not isinstance(title, str):
         raise CorpusError(f"{where}: passage '{passage_id}': expected 'title' to be a string, got {json_type(title)}")
     _check_characters(title, f"{where}: passage '{passage_id}': 'title'")
+    text = to_text(record[text_key], text_key, f"{where}: passage '{passage_id}'", may_be_empty=not is_blank(title))
     metadata: dict[str, Any] = {}
     if isinstance(nested := record.get("metadata"), Mapping):
         metadata.update(nested)
@@ -91,11 +92,11 @@ def to_identifier(value: Any, key: str, where: str) -> str:
     return value
 
 
-def to_text(value: Any, key: str, where: str) -> str:
-    """A string with at least one character that can be seen."""
+def to_text(value: Any, key: str, where: str, *, may_be_empty: bool = False) -> str:
+    """A string with at least one character that can be seen, if it may not be empty."""
     if not isinstance(value, str):
         raise CorpusError(f"{where}: expected '{key}' to be a string, got {json_type(value)}")
-    if is_blank(value):
+    if is_blank(value) and not may_be_empty:
         raise CorpusError(f"{where}: '{key}' is empty; remove the record or give it a text")
     _check_characters(value, f"{where}: '{key}'")
     return value

@@ -117,7 +117,8 @@ class Encoder:
         """One row a query, over float32 vectors [T, D]: of unit length, or as long as their tokens' weights where the
         model has weights (their mean over a query is 1), so that MaxSim is a weighted sum.
 
-        A query over the checkpoint's limit is cut there, as the convention says, with a warning. Raises
+        A query over the checkpoint's limit is cut there, as the convention says, with a warning for the first one; a
+        `Ranking` of a pipeline notes each. Raises
         `QueryError` for an empty query or one of more than 10,000 characters.
         """
         _check_many(texts, "encode_queries")
@@ -187,20 +188,22 @@ class Encoder:
         skipped = set(side.skip_ids)
         return [self._tokenizer.id_to_token(token) for token in ids if token not in skipped]
 
+    def query_notes(self, text: str) -> tuple[str, ...]:
+        """What is to be known of how a query is read: that it is cut, if it is."""
+        room, count = self.convention.query.room, len(self._query_tokens(text))
+        return (f"the query of {count} tokens was cut to the {room} that {self.name} reads",) if count > room else ()
+
+    def _query_tokens(self, text: str) -> list[int]:
+        ids: list[int] = self._tokenizer.encode(self._read(text), add_special_tokens=False).ids
+        return ids
+
     def _query_ids(self, text: str) -> list[int]:
         side = self.convention.query
-        ids: list[int] = self._tokenizer.encode(self._read(text), add_special_tokens=False).ids
-        if len(ids) > side.room:
-            if not self._warned:
-                self._warned = True
-                logger.warning(
-                    "a query of %d tokens was cut to the %d that %s reads; further ones are cut without a word",
-                    len(ids),
-                    side.room,
-                    self.name,
-                )
-            ids = ids[: side.room]
-        return side.wrap(ids)
+        ids = self._query_tokens(text)
+        if len(ids) > side.room and not self._warned:
+            self._warned = True
+            logger.warning("%s; further ones are not reported here", *self.query_notes(text))
+        return side.wrap(ids[: side.room])
 
     def _windows(self, text: str, overlap_tokens: int) -> list[list[int]]:
         encoding = self._tokenizer.encode(self._read(text), add_special_tokens=False)

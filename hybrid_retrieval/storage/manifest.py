@@ -175,7 +175,8 @@ def require_version(path: Path) -> int:
         return version
     if (path / BUILDING / JOURNAL).exists():
         raise IndexNotFoundError(
-            f"{path}: no index yet: a build of it was interrupted; run the same build again with --resume (resume=True)"
+            f"{path}: no index yet: a build of it is under way or was interrupted; wait for it, or run the same build "
+            "again with --resume (resume=True)"
         )
     if not path.exists():
         raise IndexNotFoundError(f"{path}: no index there; make one with: hybrid-retrieval build CORPUS {path}")

@@ -19,9 +19,11 @@ from hybrid_retrieval.types import Passage, is_blank
 class PassageEncoder:
     """Checks passages one after the other and gives their bytes. Holds every id, to find repeats.
 
-    `fingerprint` identifies all passages so far: a resumed build compares it.
+    `fingerprint` identifies all passages so far: a resumed build compares it. include_title: whether the models read
+    titles, so that a passage may have that alone.
     """
 
+    include_title: bool = True
     _rows: dict[str, int] = field(default_factory=dict)
     _digest: Any = field(default_factory=hashlib.sha256)
 
@@ -38,8 +40,9 @@ class PassageEncoder:
             raise CorpusError(f"{where}: the id is that of passage {first} already; ids must be unique")
         title = _text_bytes(passage.title, f"{where}: title")
         text = _text_bytes(passage.text, f"{where}: text")
-        if is_blank(passage.text):
-            raise CorpusError(f"{where}: text is empty")
+        if is_blank(passage.content(self.include_title)):
+            has_title = not is_blank(passage.title)
+            raise CorpusError(f"{where}: text is empty{', and titles are left out' if has_title else ''}")
         encoded = (passage_id, title, text, _metadata_bytes(passage, where))
         for part in encoded:
             self._digest.update(len(part).to_bytes(8, "little"))

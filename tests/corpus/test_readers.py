@@ -311,3 +311,11 @@ def test_parquet_without_pyarrow_names_the_extra(tmp_path: Path, monkeypatch: py
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     with pytest.raises(OptionalDependencyError, match=r"hybrid-retrieval\[parquet\]"):
         read_corpus(written(tmp_path, "c.parquet", "PAR1"))
+
+
+def test_a_text_may_be_empty_beside_a_title(tmp_path: Path) -> None:
+    """As in BEIR's collections (TREC-COVID)."""
+    path = tmp_path / "corpus.jsonl"
+    path.write_text('{"_id": "a", "title": "Remdesivir", "text": ""}\n{"_id": "b", "title": "", "text": "x"}\n')
+    first, _ = read_corpus(path)
+    assert (first.title, first.text, first.content(), first.content(False)) == ("Remdesivir", "", "Remdesivir", "")
