@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -205,7 +206,7 @@ class Failing(HashEncoder):
 
 
 def test_a_title_is_text_enough_where_titles_are_read(tmp_path: Path) -> None:
-    corpus = [Passage("a", "", "a title"), Passage("b", "a text")]
+    corpus = [Passage("a", "", "word1 word2"), Passage("b", "word3")]
     build(tmp_path / "x", corpus=corpus)
     assert verify(tmp_path / "x") == []
     config = dataclasses.replace(CONFIG, index=dataclasses.replace(CONFIG.index, include_title=False))
@@ -249,6 +250,58 @@ def test_a_damaged_unfinished_build_says_to_start_over(tmp_path: Path, name: str
         build(tmp_path / "x", resume=True)
     build(tmp_path / "x", overwrite=True)
     assert verify(tmp_path / "x") == []
+
+
+class FailingTokenizer(HashTokenizer):
+    """Fails at its nth call."""
+
+    def __init__(self, at: int) -> None:
+        super().__init__()
+        self.at = at
+
+    def tokenize(self, texts: list[str]) -> Ragged:
+        self.at -= 1
+        if self.at < 0:
+            raise MemoryError("no more")
+        return super().tokenize(texts)
+
+
+def test_a_resumed_build_trusts_no_file(tmp_path: Path) -> None:
+    """Whatever is damaged is found before anything is published or replaced, or is made anew."""
+    corpus = make_passages(50)
+    for name in ("whole", "stopped"):
+        build(tmp_path / name, corpus=make_passages(5, seed=1))
+    build(tmp_path / "whole", corpus=corpus, overwrite=True)
+    sound = tree(tmp_path / "stopped")
+    with pytest.raises(MemoryError):  # with the codec, one chunk, and the others' samples
+        build(tmp_path / "stopped", corpus=corpus, overwrite=True, reranker_tokenizer=FailingTokenizer(1))
+    building = tmp_path / "stopped" / "building"
+    files = sorted(path.relative_to(building) for path in building.rglob("*") if path.is_file())
+    assert {path.parts[0] for path in files} == {"codec", "journal.json", "sample", "segment"}
+    found = 0
+    for name in files:
+        content = (building / name).read_bytes()
+        for damage in ("first", "middle", "shorter", "gone"):
+            if not content and damage != "gone":
+                continue
+            copy = tmp_path / "copy"
+            shutil.copytree(tmp_path / "stopped", copy)
+            changed = bytearray(content[:-1] if damage == "shorter" else content)
+            if damage in ("first", "middle"):
+                changed[0 if damage == "first" else len(changed) // 2] ^= 4
+            (copy / "building" / name).write_bytes(changed)
+            if damage == "gone":
+                (copy / "building" / name).unlink()
+            try:
+                build(copy, corpus=corpus, overwrite=True, resume=True)
+            except IndexDamagedError as error:
+                assert "overwrite" in str(error)
+                assert {key: value for key, value in tree(copy).items() if not key.startswith("building")} == sound
+                found += 1
+            else:
+                assert tree(copy) == tree(tmp_path / "whole")
+            shutil.rmtree(copy)
+    assert found > len(files)
 
 
 def test_a_build_resumes_only_as_what_it_was(tmp_path: Path) -> None:

@@ -126,7 +126,8 @@ def test_a_query_that_is_cut_is_noted_every_time(pipeline: Pipeline, rerank: boo
     for query in ("capital " * (room + 30), "city " * (room + 30)):
         notes = pipeline.query(query, k=2, rerank=rerank).notes
         assert notes[0] == f"the query of {room + 30} tokens was cut to the {room} that {pipeline.encoder.name} reads"
-    assert pipeline.query("capital " * room, k=2, rerank=rerank).notes == ()
+    whole = pipeline.query("capital " * room, k=2, rerank=rerank)
+    assert not any(note.startswith("the query of") for note in whole.notes)
 
 
 def test_a_deadline_that_leaves_no_time_gives_stage_ones_order(pipeline: Pipeline) -> None:

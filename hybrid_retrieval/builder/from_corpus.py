@@ -11,6 +11,7 @@ import contextlib
 import dataclasses
 import math
 import os
+import shutil
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import islice
@@ -37,7 +38,7 @@ from hybrid_retrieval.errors import (
 )
 from hybrid_retrieval.ragged import Ragged
 from hybrid_retrieval.storage import IndexWriter, PassageEncoder, SegmentWriter
-from hybrid_retrieval.storage.files import sync_files, sync_folder
+from hybrid_retrieval.storage.files import check_content, sync_files, sync_folder
 from hybrid_retrieval.storage.layout import PASSAGE_FILES, RERANKER_FILES, VECTOR_FILES
 from hybrid_retrieval.storage.passages import StoredPassages
 from hybrid_retrieval.storage.snapshot import read_manifest
@@ -117,7 +118,7 @@ class _Build:
     def run(self, writer: IndexWriter, corpus: Iterable[Passage]) -> None:
         """All steps, each from where an interrupted build left it."""
         journal = writer.journal
-        begun = {**self.keys, "corpus": None, "passages": 0, "chunks": 0, "sizes": {}}
+        begun = {**self.keys, "corpus": None, "passages": 0, "codec": None, "chunks": 0, "files": {}}
         if journal is None:
             journal = begun
             writer.save_journal(journal)
@@ -131,8 +132,13 @@ class _Build:
             journal = self._read(writer, journal, corpus)
         else:
             self._check_corpus(journal["corpus"], corpus, f"the interrupted build of {writer.path}")
+            for file in PASSAGE_FILES:
+                with _resuming(writer):
+                    check_content(writer.building / "segment" / file.name, journal["files"][file.name])
         stored = StoredPassages(writer.building / "segment")
-        codec = self._train(writer, stored)
+        codec = self._train(writer, journal["codec"], stored)
+        journal = {**journal, "codec": codec.codec_id}
+        writer.save_journal(journal)
         self._encode(writer, journal, stored, codec)
         self.progress("commit", 0, 1)
         writer.commit(codec, corpus=journal["corpus"], **self.keys)
@@ -188,8 +194,8 @@ class _Build:
                 self.progress("read", checked.count, 0)
             if checked.count == 0:
                 raise CorpusError("the corpus is empty: an index needs at least one passage")
-            segment.checkpoint()
-        journal = {**journal, "corpus": checked.fingerprint, "passages": checked.count}
+            files = segment.checkpoint()
+        journal = {**journal, "corpus": checked.fingerprint, "passages": checked.count, "files": files}
         writer.save_journal(journal)
         self.progress("read", checked.count, checked.count)
         return journal
@@ -198,12 +204,18 @@ class _Build:
         size = self.config.index.chunk_passages
         return [range(start, min(start + size, num_passages)) for start in range(0, num_passages, size)]
 
-    def _train(self, writer: IndexWriter, stored: StoredPassages) -> ResidualCodec:
+    def _train(self, writer: IndexWriter, trained: str | None, stored: StoredPassages) -> ResidualCodec:
         """The codec, from the vectors of whole chunks drawn by the seed; those are kept, not encoded
-        again."""
+        again. trained: the id of the one that is there already."""
         folder, samples = writer.building / "codec", writer.building / "sample"
-        if folder.exists():
-            return dataclasses.replace(ResidualCodec.load(folder), make_nearest=self.make_nearest)
+        if trained is not None:
+            with _resuming(writer):
+                codec = dataclasses.replace(ResidualCodec.load(folder), make_nearest=self.make_nearest)
+                if codec.codec_id != trained:
+                    raise IndexDamagedError(f"{folder}: the codec is another than was trained")
+            return codec
+        if folder.exists():  # it was saved, and not noted
+            shutil.rmtree(folder)
         samples.mkdir(exist_ok=True)
         index, chunks = self.config.index, self._chunks(stored.count)
         wanted = min(stored.count, 1 + int(16 * math.sqrt(120 * stored.count)), MOST_SAMPLE_PASSAGES)
@@ -244,7 +256,7 @@ class _Build:
     ) -> None:
         """Encode, compress and append every chunk that is not there yet."""
         files = VECTOR_FILES if self.reranker is None else (*VECTOR_FILES, *RERANKER_FILES)
-        with SegmentWriter(writer.building / "segment", files, journal["sizes"]) as segment:
+        with SegmentWriter(writer.building / "segment", files, journal["files"]) as segment:
             for i, chunk in enumerate(self._chunks(stored.count)):
                 if i < journal["chunks"]:
                     continue
@@ -260,7 +272,7 @@ class _Build:
                     if len(tokens) != len(chunk):
                         raise ModelError(f"{self.reranker.name} tokenized {len(chunk)} passages to {len(tokens)} rows")
                     segment.append_reranker_tokens(tokens)
-                journal = {**journal, "chunks": i + 1, "sizes": segment.checkpoint()}
+                journal = {**journal, "chunks": i + 1, "files": {**journal["files"], **segment.checkpoint()}}
                 writer.save_journal(journal)
                 sample.unlink(missing_ok=True)
                 self.progress("encode", chunk.stop, stored.count)
@@ -290,6 +302,17 @@ class _Build:
             Ragged(np.concatenate(data), _offsets(np.concatenate(lengths))),
             _offsets(np.concatenate(windows)),
         )
+
+
+@contextlib.contextmanager
+def _resuming(writer: IndexWriter) -> Iterator[None]:
+    """Says what to do where what was built before is damaged."""
+    try:
+        yield
+    except IndexDamagedError as error:
+        raise IndexDamagedError(
+            f"{error}; the interrupted build of {writer.path} cannot be resumed: build again with overwrite"
+        ) from None
 
 
 def _save_sample(path: Path, encoded: tuple[Ragged, NDArray[np.int64]]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +67,28 @@ def sha256_of(path: Path) -> str:
         while block := file.read(READ_BLOCK):
             digest.update(block)
     return digest.hexdigest()
+
+
+def hash_start(path: Path, size: int) -> Any:
+    """A SHA-256 object that has read the first `size` bytes of a file, or all where it is shorter."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while size > 0 and (block := file.read(min(size, READ_BLOCK))):
+            digest.update(block)
+            size -= len(block)
+    return digest
+
+
+def checksum(body: dict[str, Any]) -> str:
+    """SHA-256 (hex) of a JSON object's one spelling."""
+    return hashlib.sha256(canonical_json(body)).hexdigest()
+
+
+def check_content(path: Path, facts: Mapping[str, Any]) -> None:
+    """Raise `IndexDamagedError` for a file that is not the one described: {bytes, sha256}."""
+    check_size(path, facts["bytes"])
+    if sha256_of(path) != facts["sha256"]:
+        raise IndexDamagedError(f"{path}: the content was changed (its SHA-256 is wrong)")
 
 
 def describe(folder: Path) -> dict[str, dict[str, Any]]:

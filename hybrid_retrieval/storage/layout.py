@@ -13,6 +13,7 @@ window's.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 import numpy as np
@@ -65,6 +66,21 @@ PASSAGE_FILES = (
 VECTOR_FILES = (CODES, RESIDUALS, TOKEN_OFFSETS, WINDOW_OFFSETS)
 RERANKER_FILES = (RERANKER, RERANKER_OFFSETS)
 LIST_FILES = (LISTS, LIST_OFFSETS)
+
+
+# Every path below an index folder, as regular expressions of its parts: what is none of these is not ours to remove.
+_ID, _CODEC_FILE = "[0-9a-f-]+", r"(centroids|cutoffs|weights)\.npy"
+_SEGMENT_FILE = "|".join(re.escape(file.name) for file in (*PASSAGE_FILES, *VECTOR_FILES, *RERANKER_FILES, *LIST_FILES))
+OUR_FOLDERS = (
+    *((name,) for name in (VERSIONS, CODEC, SEGMENTS, BUILDING)),
+    *((CODEC, _ID), (SEGMENTS, _ID)),
+    *((BUILDING, name) for name in ("segment", "sample", r"codec(\.tmp)?")),
+)
+OUR_FILES = (
+    *((LOCK,), (VERSIONS, r"\d{20}\.json"), (CODEC, _ID, _CODEC_FILE), (SEGMENTS, _ID, _SEGMENT_FILE)),
+    *((BUILDING, r"(journal|manifest)\.json(\.tmp)?|commit\.json|pooled"), (BUILDING, "segment", _SEGMENT_FILE)),
+    *((BUILDING, "sample", r"\d+\.(npz|tmp)"), (BUILDING, r"codec(\.tmp)?", _CODEC_FILE)),
+)
 
 
 def manifest_name(version: int) -> str:

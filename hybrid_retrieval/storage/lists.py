@@ -31,10 +31,13 @@ def write_lists(folder: Path, num_centroids: int) -> None:
 
     total = int(offsets[-1])
     path = folder / layout.LISTS.name
-    path.write_bytes(b"")
+    # Zeros that are written take their room on the disk; where they did not, a full disk would end the process.
+    with open(path, "wb") as file:
+        for start in range(0, total, BLOCK_TOKENS):
+            file.write(np.zeros(min(BLOCK_TOKENS, total - start), layout.LISTS.dtype).tobytes())
     if total == 0:
         return
-    lists = np.memmap(path, layout.LISTS.dtype, "w+", shape=(total,))
+    lists = np.memmap(path, layout.LISTS.dtype, "r+", shape=(total,))
     ends = offsets[:-1].copy()
     for centroids, windows in postings(codes, token_offsets):
         in_block = np.bincount(centroids, minlength=num_centroids)

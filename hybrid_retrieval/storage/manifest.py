@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import binascii
-import hashlib
 import json
 import re
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from numpy.typing import NDArray
 
 from hybrid_retrieval import __version__
 from hybrid_retrieval.errors import IndexDamagedError, IndexNotFoundError, IndexVersionError
-from hybrid_retrieval.storage.files import canonical_json
+from hybrid_retrieval.storage.files import canonical_json, checksum
 from hybrid_retrieval.storage.layout import BUILDING, CODEC, FORMAT_VERSION, JOURNAL, SEGMENTS, VERSIONS
 
 _FOLDER = re.compile(r"[0-9a-f-]+")
@@ -39,7 +38,7 @@ class Manifest:
     def create(cls, **keys: Any) -> Manifest:
         """Add the format version and the checksum."""
         body = {"format_version": FORMAT_VERSION, "created_by": f"hybrid-retrieval {__version__}", **keys}
-        return cls({**body, "checksum": _checksum(body)})
+        return cls({**body, "checksum": checksum(body)})
 
     @classmethod
     def parse(cls, data: bytes, source: Path) -> Manifest:
@@ -59,7 +58,7 @@ class Manifest:
         stated = body.get("checksum")
         unsigned = {key: value for key, value in body.items() if key != "checksum"}
         try:
-            sound = stated == _checksum(unsigned) and canonical_json(body) == data
+            sound = stated == checksum(unsigned) and canonical_json(body) == data
         except (ValueError, RecursionError):  # NaN, half a surrogate pair: JSON of someone else's making
             sound = False
         if not sound:
@@ -135,10 +134,6 @@ def _check_parts(manifest: Manifest) -> None:
         raise ValueError("config")
     if not (body["corpus"] is None or isinstance(body["corpus"], str)):
         raise ValueError("corpus")
-
-
-def _checksum(body: dict[str, Any]) -> str:
-    return hashlib.sha256(canonical_json(body)).hexdigest()
 
 
 def pack_deleted(deleted: NDArray[np.bool_]) -> str | None:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from hybrid_retrieval.errors import IndexDamagedError
 from hybrid_retrieval.ragged import falls
-from hybrid_retrieval.storage.files import check_size, sha256_of
+from hybrid_retrieval.storage.files import check_content
 from hybrid_retrieval.storage.lists import BLOCK_TOKENS, postings
 from hybrid_retrieval.storage.manifest import newest_version, require_version
 from hybrid_retrieval.storage.segment import Segment
@@ -42,9 +42,7 @@ def _problems(path: Path, version: int) -> list[str]:
     for folder, files in manifest.folders(path):
         for name, facts in files.items():
             try:
-                check_size(folder / name, facts["bytes"])
-                if sha256_of(folder / name) != facts["sha256"]:
-                    problems.append(f"{folder / name}: the content was changed (its SHA-256 is wrong)")
+                check_content(folder / name, facts)
             except (IndexDamagedError, OSError) as error:
                 problems.append(str(error))
     try:

@@ -7,6 +7,7 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 from types import TracebackType
@@ -23,7 +24,9 @@ from hybrid_retrieval.errors import (
 )
 from hybrid_retrieval.storage.files import (
     canonical_json,
+    check_content,
     check_size,
+    checksum,
     describe,
     map_array,
     replace_synced,
@@ -62,9 +65,8 @@ class IndexWriter:
         if path.exists() and not path.is_dir():
             raise IndexExistsError(f"{path}: a file is there; an index is a folder")
         made_folder = not path.exists()
-        ours = made_folder or _looks_like_ours(path)
-        if not ours:
-            raise IndexExistsError(f"{path}: the folder holds other files; an index needs a folder of its own")
+        _refuse_foreign(path, deep=False)
+        had_lock = (path / layout.LOCK).exists()
         try:
             path.mkdir(parents=True, exist_ok=True)
             lock = _lock(path)
@@ -72,8 +74,11 @@ class IndexWriter:
             raise IndexNotFoundError(f"{path}: cannot write an index there ({error.strerror})") from None
         writer = cls(path, lock, made_folder, None)
         try:
+            _refuse_foreign(path, deep=True)  # now that no other writer changes anything
             writer._enter(overwrite=overwrite, resume=resume)
-        except BaseException:
+        except BaseException as error:
+            if isinstance(error, IndexExistsError) and not had_lock:
+                (path / layout.LOCK).unlink(missing_ok=True)
             writer.close()
             raise
         return writer
@@ -83,7 +88,7 @@ class IndexWriter:
         published = pending is not None and newest_version(self.path) == pending.version
         if pending is not None and (resume or not overwrite or published):
             # Everything was ready when the writer died: only the last step is missing.
-            self._publish(pending)
+            self._publish(pending, checked=False)
             self.finished_earlier = True
         unfinished = (self.building / layout.JOURNAL).exists()
         if newest_version(self.path) is not None and not overwrite and not resume:
@@ -107,7 +112,8 @@ class IndexWriter:
     def save_journal(self, journal: dict[str, Any]) -> None:
         """Record how far the build has come, durably."""
         self.journal = journal
-        replace_synced(self.building / layout.JOURNAL, canonical_json(journal))
+        signed = {**journal, "checksum": checksum(journal)}
+        replace_synced(self.building / layout.JOURNAL, canonical_json(signed))
 
     def commit(self, codec: ResidualCodec, **keys: Any) -> Manifest:
         """Finish building/segment, write the codec and publish the next version.
@@ -165,9 +171,9 @@ class IndexWriter:
                 return None
             raise
 
-    def _publish(self, manifest: Manifest) -> None:
+    def _publish(self, manifest: Manifest, *, checked: bool = True) -> None:
         """Move what a manifest names into place, then the manifest itself. May be repeated after any
-        interruption."""
+        interruption. checked: whether the files are as the manifest has them, for sure."""
         versions = self.path / layout.VERSIONS
         final = versions / layout.manifest_name(manifest.version)
         sources, folders = (self.building / "codec", self.building / "segment"), list(manifest.folders(self.path))
@@ -175,7 +181,10 @@ class IndexWriter:
             try:
                 for source, (target, files) in zip(sources, folders, strict=True):
                     for name, facts in files.items():
-                        check_size((source if source.exists() else target) / name, facts["bytes"])
+                        file = (source if source.exists() else target) / name
+                        check_size(file, facts["bytes"])
+                        if not checked:
+                            check_content(file, facts)
             except IndexDamagedError as error:
                 raise IndexDamagedError(
                     f"{error}: the interrupted build is not whole; build again with overwrite"
@@ -242,6 +251,7 @@ class IndexWriter:
     def close(self) -> None:
         """Release the lock."""
         if self._lock >= 0:
+            fcntl.flock(self._lock, fcntl.LOCK_UN)  # closing alone would leave it with a process forked meanwhile
             os.close(self._lock)
             self._lock = -1
 
@@ -254,10 +264,22 @@ class IndexWriter:
         self.close()
 
 
-def _looks_like_ours(path: Path) -> bool:
-    names = {entry.name for entry in path.iterdir()}
-    known = {layout.LOCK, layout.VERSIONS, layout.BUILDING, layout.CODEC, layout.SEGMENTS}
-    return names <= known
+def _refuse_foreign(path: Path, *, deep: bool) -> None:
+    """Raise `IndexExistsError` for what no writer of an index makes: a build may remove what builds made, nothing
+    else. deep: below the folder's own entries too."""
+    for root, folders, files in os.walk(path):
+        for names, ours in ((folders, layout.OUR_FOLDERS), (files, layout.OUR_FILES)):
+            for name in sorted(names):
+                entry = Path(root, name)
+                parts = entry.relative_to(path).parts
+                known = any(len(own) == len(parts) and all(map(re.fullmatch, own, parts)) for own in ours)
+                if not known or entry.is_symlink():
+                    raise IndexExistsError(
+                        f"{path}: the folder holds other files ({entry.relative_to(path)}); an index needs a folder "
+                        "of its own"
+                    )
+        if not deep:
+            return
 
 
 def _lock(path: Path) -> int:
@@ -282,11 +304,12 @@ def _lock(path: Path) -> int:
 def _read_journal(path: Path) -> dict[str, Any]:
     try:
         journal = json.loads(path.read_bytes())
-    except ValueError:
-        raise IndexDamagedError(f"{path}: the journal is damaged; start over with overwrite=True") from None
-    if not isinstance(journal, dict):
-        raise IndexDamagedError(f"{path}: the journal is damaged; start over with overwrite=True")
-    return journal
+        stated = journal.pop("checksum", None) if isinstance(journal, dict) else None
+        if stated is not None and stated == checksum(journal):
+            return dict(journal)
+    except (ValueError, RecursionError):
+        pass  # no JSON, or none that has one spelling
+    raise IndexDamagedError(f"{path}: the journal is damaged; start over with overwrite=True")
 
 
 def _name_of(files: dict[str, dict[str, Any]]) -> str:

@@ -25,6 +25,7 @@ MOMENTS = {
     "while the sample is encoded": (f"HashEncoder.encode_windows = after(2, HashEncoder.encode_windows, {KILL})"),
     "while a chunk is appended": (f"SegmentWriter.append_vectors = after(2, SegmentWriter.append_vectors, {KILL})"),
     "after a chunk, before its checkpoint": (f"SegmentWriter.checkpoint = after(3, SegmentWriter.checkpoint, {KILL})"),
+    "before the journal of the codec": f"IndexWriter.save_journal = after(2, IndexWriter.save_journal, {KILL})",
     "before the journal of a chunk": f"IndexWriter.save_journal = after(4, IndexWriter.save_journal, {KILL})",
     "while the lists are written": f"writer.write_lists = {KILL}",
     "before the pending manifest": f"writer.describe = after(1, writer.describe, {KILL})",

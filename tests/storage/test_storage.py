@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -323,6 +326,46 @@ def test_a_folder_with_other_files_is_not_written_to(tmp_path: Path) -> None:
     with pytest.raises(IndexExistsError, match="other files"):
         IndexWriter.create(tmp_path, overwrite=True)
     assert tree(tmp_path) == {"thesis.txt": b"mine"}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("building/house.jpg", "building/segment/notes.txt", "segments/0a/a.txt", "versions/notes.txt"),
+        *("codec/0a/.DS_Store", "versions", "segments/0a"),
+    ],
+)
+def test_what_no_build_made_is_not_removed_by_one(tmp_path: Path, name: str) -> None:
+    path = tmp_path / "x"
+    (path / name).parent.mkdir(parents=True)
+    (path / name).write_text("mine")
+    for options in ({}, {"overwrite": True}, {"resume": True}):
+        with pytest.raises(IndexExistsError, match=rf"other files \({name}\)"):
+            IndexWriter.create(path, **options)
+        assert tree(path) == {name: b"mine"}
+
+
+def test_a_linked_part_of_an_index_is_not_ours(index: Path, tmp_path: Path) -> None:
+    (index / "segments").rename(tmp_path / "elsewhere")
+    (index / "segments").symlink_to(tmp_path / "elsewhere")
+    before = tree(tmp_path)
+    with pytest.raises(IndexExistsError, match=r"other files \(segments\)"):
+        IndexWriter.create(index, overwrite=True)
+    assert tree(tmp_path) == before
+
+
+def test_a_process_that_was_forked_meanwhile_does_not_keep_the_lock(tmp_path: Path) -> None:
+    with IndexWriter.create(tmp_path / "x") as writer:
+        child = os.fork()
+        if child == 0:
+            time.sleep(60)
+            os._exit(0)
+        writer.discard()
+    try:
+        IndexWriter.create(tmp_path / "x").close()
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
 
 
 def test_an_open_snapshot_outlives_its_replacement(index: Path) -> None:
