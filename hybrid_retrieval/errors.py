@@ -120,4 +120,8 @@ class OptionalDependencyError(HybridRetrievalError, ImportError):
         super().__init__(
             f"{purpose} needs the package '{package}', which is not installed: pip install 'hybrid-retrieval[{extra}]'"
         )
-        self.package, self.extra = package, extra
+        self.package, self.extra, self._purpose = package, extra, purpose
+
+    def __reduce__(self) -> tuple[type[OptionalDependencyError], tuple[str, str, str]]:
+        """As made, so that it can be handed to another process: an exception is made of its `args` otherwise."""
+        return type(self), (self.package, self.extra, self._purpose)

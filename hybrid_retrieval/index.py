@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -20,11 +21,11 @@ from hybrid_retrieval.builder import (
 from hybrid_retrieval.config import Device, PipelineConfig
 from hybrid_retrieval.corpus.readers import read_corpus
 from hybrid_retrieval.corpus.records import to_passage
-from hybrid_retrieval.errors import CorpusError, ModelMismatchError
+from hybrid_retrieval.errors import CorpusError, InputError, ModelMismatchError, QueryError, StorageError
 from hybrid_retrieval.ragged import Ragged
 from hybrid_retrieval.search import Searcher
 from hybrid_retrieval.storage import Snapshot, verify
-from hybrid_retrieval.types import Passage, Ranking
+from hybrid_retrieval.types import Passage, Ranking, check_count, check_flag, check_path
 
 if TYPE_CHECKING:
     from hybrid_retrieval.encoders import Encoder
@@ -43,7 +44,9 @@ class Index:
     @classmethod
     def open(cls, path: str | Path) -> Index:
         """The newest version. Raises `IndexNotFoundError`, `IndexVersionError` or `IndexDamagedError`."""
-        return cls(Snapshot.open(path))
+        path = check_path("an index", path)
+        with _readable(path):
+            return cls(Snapshot.open(path))
 
     def to(self, device: str) -> Index:
         """The same version, searched on `cpu`, on `cuda` (needs the extra `gpu`), or on `auto`: CUDA if there is one.
@@ -59,8 +62,8 @@ class Index:
         corpus: str | Path | Iterable[Passage | Mapping[str, Any]],
         path: str | Path,
         *,
-        encoder: str | WindowEncoder = CONFIGURED,
-        reranker: str | PassageTokenizer | None = CONFIGURED,
+        encoder: str | Path | WindowEncoder = CONFIGURED,
+        reranker: str | Path | PassageTokenizer | None = CONFIGURED,
         nbits: int | None = None,
         config: PipelineConfig | Mapping[str, Any] | str | Path | None = None,
         resume: bool = False,
@@ -75,21 +78,33 @@ class Index:
         loaded from. nbits: instead of the configuration's. config: a
         `PipelineConfig`, a mapping, or a YAML file. resume, overwrite, progress: see `builder.build_index`. Raises
         `CorpusError`, `ConfigError`, `IndexExistsError`, `IndexLockedError`, and what loading the models raises; no
-        index is left behind.
+        index is left behind. What the operating system refuses while it writes stays an `OSError`.
         """
+        path = check_path("an index", path)
+        resume, overwrite = check_flag("resume", resume), check_flag("overwrite", overwrite)
+        if progress is not None and not callable(progress):
+            raise InputError(f"progress must be a function of (step, done, total), got {progress!r:.80}")
         settings = _settings(config)
         if nbits is not None:
             settings = dataclasses.replace(settings, index=dataclasses.replace(settings.index, nbits=nbits))
-        if isinstance(encoder, str):
+        if isinstance(encoder, (str, Path)):
+            encoder = str(encoder)
             if encoder != CONFIGURED and encoder != settings.encoder.model:
                 part = dataclasses.replace(settings.encoder, model=encoder, revision=None)
                 settings = dataclasses.replace(settings, encoder=part)
             encoder = load_encoder(settings)
-        if isinstance(reranker, str):
+        if isinstance(reranker, (str, Path)):
+            reranker = str(reranker)
             if reranker != CONFIGURED and reranker != settings.reranker.model:
                 stage = dataclasses.replace(settings.reranker, model=reranker, revision=None)
                 settings = dataclasses.replace(settings, reranker=stage)
             reranker = load_reranker(settings)
+        for what, model, needed in (
+            ("encoder", encoder, "encode_windows"),
+            *([] if reranker is None else [("reranker", reranker, "tokenize")]),
+        ):
+            if not hasattr(model, needed):
+                raise InputError(f"{what} must be a model's name or have a method {needed}, got {model!r:.80}")
         build_index(
             _passages(corpus),
             path,
@@ -186,7 +201,9 @@ class Index:
     def verify_path(path: str | Path) -> list[str]:
         """`verify` for an index that may be too damaged to open. Raises `IndexNotFoundError` where there is
         none, `IndexVersionError` for one of another format."""
-        return verify(path)
+        path = check_path("an index", path)
+        with _readable(path):
+            return verify(path)
 
     def check_encoder(self, identity: str, name: str) -> None:
         """Raise `ModelMismatchError` where the index was built with another encoder. One made from vectors
@@ -292,20 +309,34 @@ class Index:
         return int(self.config["index"].get("pool_factor", 1))
 
     def row_of(self, passage_id: str) -> int | None:
-        """The row of an id, or None."""
+        """The row of an id, or None. Raises `QueryError` for what is no string."""
+        if not isinstance(passage_id, str):
+            raise QueryError(f"a passage's id must be a string, got {passage_id!r:.80}")
         return self._snapshot.row_of(passage_id)
 
     def passage(self, row: int) -> Passage:
-        """The passage of a row."""
-        return self._snapshot.passage(row)
+        """The passage of a row, from 0. Raises `QueryError` for one that is not there."""
+        return self._snapshot.passage(self._checked_row(row))
 
     def token_vectors(self, row: int) -> list[NDArray[np.float32]]:
-        """Decoded unit vectors of a row: one float32 [Ld, D] a window."""
-        return self._snapshot.token_vectors(row)
+        """Decoded unit vectors of a row: one float32 [Ld, D] a window. Raises as `passage`."""
+        return self._snapshot.token_vectors(self._checked_row(row))
+
+    def _checked_row(self, row: int) -> int:
+        return check_count("a row", row, 0, self.passages - 1)
 
     def reranker_tokens(self, rows: NDArray[np.int64]) -> Ragged | None:
         """The reranker's tokens (int32, no specials, uncut) of rows; None where the index holds none."""
         return self._snapshot.reranker_tokens(rows)
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """What the operating system refuses to read, as this package's error."""
+    try:
+        yield
+    except OSError as error:
+        raise StorageError(f"{error.filename or path}: cannot be read ({error.strerror or error})") from None
 
 
 def _settings(config: PipelineConfig | Mapping[str, Any] | str | Path | None) -> PipelineConfig:

@@ -39,7 +39,10 @@ def resolve(model: str, revision: str | None = None) -> Path:
     """
     if revision is not None and not _is_hub_id(model):
         raise ModelSettingsError(f"a revision is of a hub id ('owner/name'), got {revision!r} for '{model}'")
-    here = local_folder(model, revision)
+    try:
+        here = local_folder(model, revision)
+    except OSError as error:
+        raise ModelNotFoundError(f"no model '{model}': the folder cannot be read ({error.strerror or error})") from None
     if here is not None:
         return here
     if not _is_hub_id(model):

@@ -16,13 +16,13 @@ from numpy.typing import NDArray
 from hybrid_retrieval.cache import CacheInfo
 from hybrid_retrieval.config import PipelineConfig
 from hybrid_retrieval.encoders import Encoder
-from hybrid_retrieval.errors import ModelError, QueryError
+from hybrid_retrieval.errors import InputError, ModelError, QueryError
 from hybrid_retrieval.fusion import Fusion, fuse
 from hybrid_retrieval.index import Index, load_encoder, load_reranker
 from hybrid_retrieval.ragged import Ragged
 from hybrid_retrieval.rerankers import Reranker
 from hybrid_retrieval.rescoring import Deadline, EarlyStop, Plan, Work, may_enter, rescore
-from hybrid_retrieval.types import Ranking, check_count, is_blank, is_number
+from hybrid_retrieval.types import Ranking, check_count, check_flag, is_blank, is_number
 
 # Queries whose pairs are held and batched together: enough to fill batches, few enough to bound memory.
 QUERIES_TOGETHER = 32
@@ -71,6 +71,8 @@ class Pipeline:
     ) -> None:
         """Raises `ModelMismatchError` where the index was built with another encoder than `encoder`, or the fusion file
         fitted with other models."""
+        if not isinstance(index, Index):
+            raise InputError(f"a pipeline needs an Index, got {index!r:.80}: open one, or use Pipeline.from_config")
         index.check_encoder(encoder.identity, encoder.name)
         self.index, self.encoder, self.reranker = index, encoder, reranker
         self.config = config or PipelineConfig()
@@ -148,6 +150,7 @@ class Pipeline:
             raise QueryError(f"query_batch takes a sequence of queries; got {type(queries).__name__}")
         queries = list(queries)
         check_request(k, num_candidates, deadline_ms)
+        rerank = check_flag("rerank", rerank)
         rescored = max(self.config.search.num_candidates, k) if num_candidates is None else num_candidates
         reranker = self.reranker if rerank and self.fusion.rerank else None
         advised = rerank and self.reranker is not None

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hybrid_retrieval.errors import QueryError
+from hybrid_retrieval.errors import InputError, QueryError
 
 MAX_QUERY_CHARACTERS = 10_000
 # Unicode categories of separators, controls and format marks.
@@ -169,18 +171,38 @@ def is_unicode(text: str) -> bool:
 
 
 def is_number(value: object) -> bool:
-    """Whether a value is a real number, Python's or NumPy's; a truth value is none."""
-    return isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
+    """Whether a value is a real number that a float can hold, Python's or NumPy's; a truth value is none."""
+    if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)):
+        return False
+    return not isinstance(value, int) or abs(value) < 2**1023
 
 
-def check_count(name: str, value: object, least: int, most: int | None = None) -> int:
+def check_count(name: str, value: object, least: int, most: int = 2**64) -> int:
     """The value as Python's int, since NumPy's overflow. Raises `QueryError` unless it is a whole number of at least
-    `least` (and at most `most`)."""
+    `least` and at most `most`."""
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
-        raise QueryError(f"{name} must be a whole number of at least {least}, got {value!r}")
-    if most is not None and value > most:
-        raise QueryError(f"{name} must be at most {most:,}, got {value:,}")
+        raise QueryError(f"{name} must be a whole number of at least {least}, got {value!r:.80}")
+    if value > most:
+        raise QueryError(f"{name} must be at most {most:,}, got {f'{int(value):,}'[:80]}")
     return int(value)
+
+
+def check_flag(name: str, value: object) -> bool:
+    """The truth value itself. Raises `InputError` for what only counts as one: 'no' does."""
+    if not isinstance(value, (bool, np.bool_)):
+        raise InputError(f"{name} must be True or False, got {value!r:.80}")
+    return bool(value)
+
+
+def check_path(what: str, value: object) -> Path:
+    """A path. Raises `InputError` for an empty one, one that no file can have, and what is none."""
+    if not isinstance(value, (str, os.PathLike)) or isinstance(path := os.fspath(value), bytes):
+        raise InputError(f"{what} must be a path, got {value!r:.80}")
+    if not path:
+        raise InputError(f"{what} must be a path, got an empty string")
+    if "\0" in path:
+        raise InputError(f"{what} must be a path, got one with a NUL character")
+    return Path(path)
 
 
 def check_probability(value: object) -> None:

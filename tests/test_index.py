@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from hybrid_retrieval.config import PipelineConfig
-from hybrid_retrieval.errors import ConfigError, CorpusError, IndexNotFoundError, ModelMismatchError, QueryError
+from hybrid_retrieval.errors import (
+    ConfigError,
+    CorpusError,
+    IndexNotFoundError,
+    InputError,
+    ModelMismatchError,
+    QueryError,
+    StorageError,
+)
 from hybrid_retrieval.index import Index
 from hybrid_retrieval.types import Passage
-from tests.support import HashEncoder, HashTokenizer, clustered, make_passages
+from tests.support import HashEncoder, HashTokenizer, clustered, make_passages, random_unit
 
 PASSAGES = make_passages(30)
 
@@ -141,3 +150,67 @@ def test_more_threads_than_any_machine_has_are_refused(index: Index) -> None:
 def test_k_below_one_is_refused(index: Index) -> None:
     with pytest.raises(QueryError, match="k must be"):
         index.search(HashEncoder().encode_query("word1"), k=0)
+
+
+@pytest.mark.parametrize("path", [None, 5, b"x", ["x"], "", "a\0b"])
+def test_what_is_no_path_is_named(path: Any) -> None:
+    vectors = np.eye(8, dtype=np.float32)
+    for call in (
+        Index.open,
+        Index.verify_path,
+        lambda path: Index.build([Passage("a", "b")], path),
+        lambda path: Index.from_vectors(path, ["a"], vectors, np.array([0, 8])),
+    ):
+        with pytest.raises(InputError, match="an index must be a path, got"):
+            call(path)
+
+
+def test_an_empty_path_is_no_corpus(tmp_path: Path) -> None:
+    """It would be the working directory."""
+    with pytest.raises(InputError, match="a corpus must be a path, got an empty string"):
+        Index.build("", tmp_path / "x")
+    assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"overwrite": "no"}, "overwrite must be True or False, got 'no'"),
+        ({"resume": 1}, "resume must be True or False, got 1"),
+        ({"progress": 5}, "progress must be a function"),
+        ({"encoder": None}, "encoder must be a model's name or have a method encode_windows"),
+        ({"reranker": 5}, "reranker must be a model's name or have a method tokenize"),
+    ],
+)
+def test_impossible_options_of_a_build_are_named_before_anything_is_made(
+    tmp_path: Path, options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
+        Index.build([Passage("a", "b")], tmp_path / "x", **options)
+    assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize("row", [None, "a", 1.5, -1, 10**30, True])
+def test_a_row_that_is_not_there_is_named(index: Index, row: Any) -> None:
+    for call in (index.passage, index.token_vectors):
+        with pytest.raises(QueryError, match="a row must be"):
+            call(row)
+    with pytest.raises(QueryError, match="id must be a string"):
+        index.row_of([row])  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("ids", [{"a", "b"}, {"a": 1, "b": 2}, frozenset("ab")])
+def test_ids_without_an_order_are_refused(tmp_path: Path, ids: Any) -> None:
+    with pytest.raises(CorpusError, match="in the vectors' order"):
+        Index.from_vectors(tmp_path / "x", ids, np.eye(8, dtype=np.float32), np.array([0, 4, 8]))
+
+
+def test_a_name_that_is_too_long_is_named(tmp_path: Path) -> None:
+    with pytest.raises(StorageError, match="cannot be read"):
+        Index.open(tmp_path / ("x" * 300))
+
+
+@pytest.mark.parametrize("number", [10**400, 2**70])
+def test_absurd_numbers_are_refused(index: Index, number: int) -> None:
+    with pytest.raises(QueryError, match="k must be at most"):
+        index.search(random_unit(2, index.dimensions), k=number)

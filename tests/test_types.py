@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import pickle
+
 import numpy as np
 import pytest
 
-from hybrid_retrieval.errors import ArrayError
+from hybrid_retrieval.errors import ArrayError, OptionalDependencyError
 from hybrid_retrieval.ragged import Ragged, expand_spans
 from hybrid_retrieval.types import Passage, Ranking, best_first
 
@@ -88,3 +90,9 @@ def test_no_rows_have_the_shape_asked_for() -> None:
 def test_expand_spans() -> None:
     spans = expand_spans(np.array([3, 9, 0]), np.array([2, 1, 0]))
     assert spans.tolist() == [3, 4, 9]
+
+
+def test_errors_reach_another_process() -> None:
+    error = OptionalDependencyError("pyarrow", "parquet", "Reading Parquet")
+    copied = pickle.loads(pickle.dumps(error))
+    assert (str(copied), copied.package, copied.extra) == (str(error), "pyarrow", "parquet")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from hybrid_retrieval.ragged import Ragged
 from hybrid_retrieval.storage import IndexWriter, SegmentWriter
 from hybrid_retrieval.storage.layout import PASSAGE_FILES, VECTOR_FILES
 from hybrid_retrieval.storage.passages import encode_id
+from hybrid_retrieval.types import check_flag, check_path
 
 UNIT_TOLERANCE = 1e-2
 BLOCK_VECTORS = 65_536
@@ -50,6 +51,7 @@ def build_from_vectors(
         index=IndexConfig(nbits=nbits, centroids=centroids, pool_factor=pool_factor, seed=seed, device=device),
         reranker=RerankerConfig(model="none"),
     )
+    path, overwrite = check_path("an index", path), check_flag("overwrite", overwrite)
     encoded_ids = check_ids(ids)
     rows = check_unit_vectors(data, offsets)
     if len(rows) != len(encoded_ids):
@@ -101,8 +103,8 @@ def _pooled(rows: Ragged, factor: int, path: Path) -> Ragged:
 
 def check_ids(ids: Sequence[str]) -> list[bytes]:
     """UTF-8 of unique ids. Raises `CorpusError`."""
-    if isinstance(ids, (str, bytes)) or not isinstance(ids, Iterable):
-        raise CorpusError(f"ids must be a sequence of strings, got one {type(ids).__name__}")
+    if isinstance(ids, (str, bytes, Set, Mapping)) or not isinstance(ids, Iterable):
+        raise CorpusError(f"ids must be a sequence of strings, in the vectors' order, got a {type(ids).__name__}")
     first: dict[str, int] = {}
     encoded = []
     for row, passage_id in enumerate(ids):

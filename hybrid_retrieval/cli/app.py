@@ -55,8 +55,8 @@ for command in (
     cli.add_command(command)
 
 
-def main(arguments: Sequence[str] | None = None, *, command: click.Command = cli) -> None:
-    """Run the command line and leave the process with its exit code."""
+def main(arguments: Sequence[str] | None, *, command: click.Command) -> None:
+    """As `hybrid_retrieval.cli.main`."""
     output = sys.stdout
     if output is None:
         _complain("standard output is closed: send it to a file, a pipe or /dev/null")

@@ -97,7 +97,8 @@ def os_reason(error: OSError) -> str:
     reason = error.strerror or str(error)
     if error.filename:
         return f"{error.filename}: {reason}"
-    full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, None)
+    unfinished = error.errno is None and "written" in reason
+    full = unfinished or error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
     return f"{reason}: the disk is full, or a limit on the size of files is reached" if full else reason
 
 

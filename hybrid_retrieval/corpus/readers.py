@@ -36,7 +36,7 @@ from hybrid_retrieval.corpus.records import (
     to_text,
 )
 from hybrid_retrieval.errors import CorpusError, OptionalDependencyError
-from hybrid_retrieval.types import Passage
+from hybrid_retrieval.types import Passage, check_path
 
 logger = logging.getLogger(__name__)
 
@@ -56,8 +56,11 @@ def read_corpus(path: str | Path) -> Iterator[Passage]:
     are not UTF-8, NUL; and a corpus without passages. `OptionalDependencyError` where pyarrow is needed and
     missing.
     """
-    path = Path(path)
-    records = _reader_of(path)
+    path = check_path("a corpus", path)
+    try:
+        records = _reader_of(path)
+    except OSError as error:
+        raise CorpusError(f"{path}: cannot be read ({error.strerror or error})") from None
     return _checked(path, records)
 
 

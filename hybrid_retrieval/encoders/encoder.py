@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,7 +22,7 @@ from hybrid_retrieval.encoders.loading import load_parts
 from hybrid_retrieval.errors import InputError, ModelError
 from hybrid_retrieval.model_files import lasting_name, reader, resolve
 from hybrid_retrieval.ragged import Ragged
-from hybrid_retrieval.types import check_query, is_blank, is_unicode
+from hybrid_retrieval.types import check_path, check_query, is_blank, is_unicode
 
 logger = logging.getLogger(__name__)
 
@@ -77,7 +77,8 @@ class Encoder:
         `encode_query` remembers, 0 none. Raises `ModelNotFoundError`, `ModelError`, `ConfigError` for an impossible
         option, or `OptionalDependencyError` where the model needs torch.
         """
-        model = os.fspath(model)
+        check_path("a model", model)
+        model = os.fspath(model)  # './name' is a folder where 'name' may be another's
         EncoderConfig(  # refuses what is impossible
             model=model,
             revision=revision,
@@ -151,7 +152,7 @@ class Encoder:
         A passage within the limit is one window; a longer one is split on sentence or word bounds, neighbours sharing
         up to `overlap_tokens`. Raises `InputError` for a passage without text.
         """
-        _check_many(texts, "encode_windows and encode_passages")
+        _check_many(texts, "encode_windows")
         side = self.convention.passage
         rows: list[list[int]] = []
         counts = []
@@ -245,5 +246,6 @@ class Encoder:
 
 
 def _check_many(texts: Sequence[str], function: str) -> None:
-    if isinstance(texts, str):
-        raise InputError(f"{function} takes a sequence of texts; got one string")
+    if isinstance(texts, (str, bytes, Mapping)) or not isinstance(texts, Collection):
+        found = "one string" if isinstance(texts, str) else type(texts).__name__
+        raise InputError(f"{function}: expected a sequence of texts, got {found}")

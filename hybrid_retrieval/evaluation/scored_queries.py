@@ -18,11 +18,13 @@ from numpy.typing import NDArray
 from hybrid_retrieval.corpus.dataset import Dataset
 from hybrid_retrieval.errors import ConfigError, CorpusError
 from hybrid_retrieval.evaluation.runner import AnswersQueries, Progress, check_queries
-from hybrid_retrieval.types import Query, Ranking
+from hybrid_retrieval.types import Query, Ranking, is_number
 
 # The fused order is judged by nDCG@10: fewer candidates would leave ranks empty.
 MIN_DEPTH = 10
 _CHUNK = 8
+# Less than the largest float32; NaN is not less.
+_MOST_SCORE = 1e38
 _KEYS = {"query_id", "query", "ids", "retrieval_scores", "logits"}
 
 
@@ -135,6 +137,25 @@ def _rows(content: bytes, path: Path, header: Mapping[str, Any]) -> dict[str, di
             f"{path}: these scores come from another run (it differs in {', '.join(differing)}): name another file, or "
             "remove this one"
         )
-    if damaged := [number for number, row in enumerate(lines[1:], 2) if set(row) != _KEYS]:
-        raise CorpusError(f"{path}:{damaged[0]}: expected the keys {', '.join(sorted(_KEYS))}")
+    for number, row in enumerate(lines[1:], 2):
+        if set(row) != _KEYS:
+            raise CorpusError(f"{path}:{number}: expected the keys {', '.join(sorted(_KEYS))}")
+        if not _is_sound(row):
+            raise CorpusError(
+                f"{path}:{number}: expected a question's id and text, its candidates' ids, as many retrieval_scores, "
+                "and 1 to as many logits, all finite: remove the line, and it is scored anew"
+            )
     return {row["query_id"]: row for row in lines[1:]}
+
+
+def _is_sound(row: Mapping[str, Any]) -> bool:
+    ids, scores, logits = row["ids"], row["retrieval_scores"], row["logits"]
+    return (
+        isinstance(row["query_id"], str)
+        and isinstance(row["query"], str)
+        and all(isinstance(values, list) for values in (ids, scores, logits))
+        and all(isinstance(passage_id, str) for passage_id in ids)
+        and all(is_number(value) and abs(value) < _MOST_SCORE for value in (*scores, *logits))
+        and len(scores) == len(ids) == len(set(ids))
+        and 0 < len(logits) <= len(ids)
+    )

@@ -21,7 +21,20 @@ from hybrid_retrieval.rerankers.backend import RerankerBackend
 from hybrid_retrieval.rerankers.loading import load_parts
 from hybrid_retrieval.rerankers.pairs import Ids, LongPassages, PairConvention, Pairs, Truncation, cut, window_spans
 from hybrid_retrieval.rerankers.scoring import PairScorer
-from hybrid_retrieval.types import Hit, Passage, Ranking, best_first, check_count, check_query, is_blank, is_unicode
+from hybrid_retrieval.types import (
+    Hit,
+    Passage,
+    Ranking,
+    best_first,
+    check_count,
+    check_path,
+    check_query,
+    is_blank,
+    is_unicode,
+)
+
+# Texts whose encodings are held at once.
+TOKENIZED_TOGETHER = 1024
 
 
 class Reranker:
@@ -102,7 +115,8 @@ class Reranker:
         that are remembered, 0 none. Raises `ModelNotFoundError`, `ModelError`, `ConfigError` for an impossible option,
         or `OptionalDependencyError` where the model needs torch.
         """
-        model = os.fspath(model)
+        check_path("a model", model)
+        model = os.fspath(model)  # './name' is a folder where 'name' may be another's
         RerankerConfig(  # refuses what is impossible
             model=model,
             revision=revision,
@@ -140,6 +154,8 @@ class Reranker:
 
     def score(self, pairs: Sequence[tuple[str, str]]) -> NDArray[np.float32]:
         """Raw logits float32 [N] of (query, passage) pairs, in input order. Raises `InputError` and `QueryError`."""
+        if not isinstance(pairs, Iterable) or isinstance(pairs, (str, bytes, Mapping)):
+            raise InputError(f"score takes a sequence of (query, passage) pairs; got {type(pairs).__name__}")
         pairs = list(pairs)
         by_query: dict[str, list[int]] = {}
         for position, pair in enumerate(pairs):
@@ -172,6 +188,11 @@ class Reranker:
         if not isinstance(passages, Iterable) or isinstance(passages, (Mapping, bytes)) or is_table:
             raise InputError(f"rank takes a sequence of passages; got {type(passages).__name__}")
         given = [_as_passage(passage, position) for position, passage in enumerate(passages)]
+        positions: dict[str, int] = {}
+        for position, passage in enumerate(given):
+            if positions.setdefault(passage.passage_id, position) != position:
+                first = positions[passage.passage_id]
+                raise InputError(f"passage {position} has the id '{passage.passage_id}' of passage {first}")
         start = time.perf_counter()
         tokens = self.tokenize([passage.content() for passage in given])
         pairs = self.pair(query, tokens, lambda i: f"passage '{given[i].passage_id}'")
@@ -191,16 +212,21 @@ class Reranker:
     def tokenize(self, texts: Sequence[str]) -> Ragged:
         """Passage token ids, one row a text, over int32 [T]: no special tokens, nothing cut but white space
         at the end where it would be a token that transformers does not have (`model_files.reader`)."""
-        if isinstance(texts, str):
-            raise InputError("tokenize takes a sequence of texts; got one string")
+        if not isinstance(texts, Iterable) or isinstance(texts, (str, bytes, Mapping)):
+            found = "one string" if isinstance(texts, str) else type(texts).__name__
+            raise InputError(f"tokenize takes a sequence of texts; got {found}")
         texts = list(texts)
         for position, text in enumerate(texts):
             if not isinstance(text, str) or is_blank(text):
                 raise InputError(f"passage {position} of {len(texts)} has no text")
             if not is_unicode(text):
                 raise InputError(f"passage {position} of {len(texts)} is not valid Unicode")
-        encodings = self._tokenizer.encode_batch([self._read(text) for text in texts], add_special_tokens=False)
-        return Ragged.from_rows([encoding.ids for encoding in encodings], dtype=np.int32)
+        rows: list[NDArray[np.int32]] = []
+        for start in range(0, len(texts), TOKENIZED_TOGETHER):  # encodings hold many times what their ids take
+            part = [self._read(text) for text in texts[start : start + TOKENIZED_TOGETHER]]
+            encodings = self._tokenizer.encode_batch(part, add_special_tokens=False)
+            rows += [np.array(encoding.ids, np.int32) for encoding in encodings]
+        return Ragged.from_rows(rows, dtype=np.int32)
 
     def pair(self, query: str, passages: Ragged, name: Callable[[int], str] = "passage {}".format) -> Pairs:
         """One query, tokenised here, with N passages given as token ids; cut or split as the options say.

@@ -20,7 +20,7 @@ from hybrid_retrieval.search.bounds import centroid_spreads, recall_bound, row_b
 from hybrid_retrieval.search.native import CentroidScores, NativeCodec
 from hybrid_retrieval.search.steps import approximate_scores, candidate_windows, centroid_scores, exact_scores
 from hybrid_retrieval.storage import Snapshot
-from hybrid_retrieval.types import best_first, check_count
+from hybrid_retrieval.types import best_first, check_count, check_flag
 
 if TYPE_CHECKING:
     from hybrid_retrieval.search.device import DeviceSearcher
@@ -146,6 +146,7 @@ class Searcher:
         (`search.bounds`), which reads every code and, the first time, decodes every token; else the bound is None.
         Raises `QueryError` and `ArrayError`.
         """
+        exact, bound = check_flag("exact", exact), check_flag("bound", bound)
         checked = [self._checked(query) for query in queries]
         k = check_count("k", k, 1)
         nprobe = check_count("nprobe", nprobe, 0)

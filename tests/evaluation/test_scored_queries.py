@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -149,3 +150,22 @@ def test_stage_1_alone_is_not_enough(dataset: Dataset) -> None:
 
     with pytest.raises(ConfigError, match="needs both stages"):
         score(Stage1(PASSAGES), dataset)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        *({"logits": value} for value in ("abc", None, [], [None], [float("nan")], [1e39], [True], [1.0] * 11)),
+        *({"retrieval_scores": value} for value in (None, [1.0], ["1"] * 10)),
+        *({"ids": value} for value in (None, ["a"], list(range(10)), ["a"] * 10)),
+        *({"query_id": value} for value in (["q"], None)),
+    ],
+)
+def test_a_damaged_line_is_named(dataset: Dataset, tmp_path: Path, change: dict[str, Any]) -> None:
+    store = tmp_path / "scores.jsonl"
+    score(Reversing(PASSAGES), dataset, store)
+    lines = store.read_text().splitlines()
+    lines[2] = json.dumps({**json.loads(lines[2]), **change})
+    store.write_text("\n".join(lines) + "\n")
+    with pytest.raises(CorpusError, match=rf"{store}:3: expected a question's id"):
+        score(Reversing(PASSAGES), dataset, store)

@@ -225,6 +225,16 @@ def test_malformed_calls_are_refused(reranker: Reranker) -> None:
     for mapping in ({"_id": "a", "text": "house"}, {"a": "house", "b": "river"}):
         with pytest.raises(InputError, match="a sequence of passages; got dict"):
             reranker.rank(QUERY, mapping)
+    for pairs in (None, 5, "house"):
+        with pytest.raises(InputError, match="score takes a sequence of"):
+            reranker.score(pairs)  # type: ignore[arg-type]
+        with pytest.raises(InputError, match="tokenize takes a sequence of"):
+            reranker.tokenize(pairs)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="passage 1 has the id '0' of passage 0"):
+        reranker.rank(QUERY, ["house", {"_id": "0", "text": "river"}])
+    for model in (None, 5, "", b"x"):
+        with pytest.raises(InputError, match="a model must be a path"):
+            Reranker.load(model)  # type: ignore[arg-type]
     with pytest.raises(InputError, match="got Table"):
         reranker.rank(QUERY, Table())
     with pytest.raises(QueryError, match="k must be"):
