@@ -22,6 +22,7 @@ logger = logging.getLogger(__name__)
 
 DTYPES = ("float32", "float16", "bfloat16")
 _quieting = threading.Lock()
+_own_threads: int | None = None
 
 
 @contextmanager
@@ -51,6 +52,46 @@ def check_complete(folder: Path, missing: Iterable[str]) -> None:
 
 def _unused(name: str) -> bool:
     return name.startswith("pooler.") or "position_ids" in name or "token_type_ids" in name
+
+
+def longest_input(model: Any) -> int | None:
+    """Tokens that a transformers model has positions for; None where its config names none.
+
+    Of a table with padding (RoBERTa and its kin, MPNet, Longformer) the rows up to that of the padding are never used.
+    """
+    for name, part in model.named_modules():
+        if name.endswith("position_embeddings") and hasattr(part, "num_embeddings"):
+            padding = getattr(part, "padding_idx", None)
+            return int(part.num_embeddings) - (0 if padding is None else int(padding) + 1)
+    named = getattr(model.config, "max_position_embeddings", None)
+    return int(named) if isinstance(named, int) and named > 0 else None
+
+
+class Words:
+    """How many words a transformers model has, against the ids that its tokenizer gives."""
+
+    def __init__(self, model: Any) -> None:
+        self._name, self._count = str(model.config.model_type), int(model.get_input_embeddings().num_embeddings)
+
+    def check(self, ids: Any) -> None:
+        """Raise `ModelError` for an id (of an int array) beyond the model's words."""
+        largest = int(ids.max(initial=0))
+        if largest >= self._count:
+            raise ModelError(
+                f"the tokenizer gave the id {largest}, the model ({self._name}) has {self._count} words: they are not "
+                "of one checkpoint"
+            )
+
+
+def use_threads(torch: Any, threads: int) -> None:
+    """torch's threads on a CPU, which the whole process shares: the last model that was loaded decides. 0: as many as
+    torch had before any model asked for a number."""
+    global _own_threads
+    with _quieting:
+        if _own_threads is None:
+            _own_threads = torch.get_num_threads()
+        if torch.get_num_threads() != (threads or _own_threads):
+            torch.set_num_threads(threads or _own_threads)
 
 
 def placement(torch: Any, device: str, dtype: str) -> tuple[Any, Any]:

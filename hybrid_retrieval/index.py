@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
@@ -204,6 +204,9 @@ class Index:
         path = check_path("an index", path)
         with _readable(path):
             return verify(path)
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(f"an Index is not copied to another process: open it there, Index.open({str(self.path)!r})")
 
     def check_encoder(self, identity: str, name: str) -> None:
         """Raise `ModelMismatchError` where the index was built with another encoder. One made from vectors

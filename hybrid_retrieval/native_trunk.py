@@ -135,6 +135,9 @@ class NativeTrunk:
                 self._trunk.add_layer(*layer_arrays(self.tensors, f"layers.{i}"))
             self._positions, self._types = self.tensors["pos"], self.tensors.get("types")
             self._norm = self.tensors["ln.weight"], self.tensors["ln.bias"]
+            for array in (self._positions, *self._norm, *([] if self._types is None else [self._types])):
+                if array.shape[-1] != facts.hidden:
+                    raise ValueError(f"an array of the embeddings is {list(array.shape)}, not {facts.hidden} wide")
         except (OSError, KeyError, ValueError, TypeError, SafetensorError) as error:
             raise ModelError(f"{path}: the weights are not those that the description names ({error})") from None
         self.threads = threads or available_cores()

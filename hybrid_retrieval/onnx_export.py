@@ -57,6 +57,7 @@ def write_onnx_folder(
     inputs = tuple(torch.from_numpy(array) for array in sample)
     with torch.inference_mode():
         expected = module(*inputs).numpy()
+    out = out.resolve()
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as name:
         folder = Path(name) / "model"
@@ -79,9 +80,11 @@ def write_onnx_folder(
         (folder / f"{kind}.json").write_text(
             json.dumps({**whole, **description, **trunk}, ensure_ascii=False, indent=1) + "\n", encoding="utf-8"
         )
-        if out.exists():
-            out.rmdir()
-        os.replace(folder, out)
+        if out.exists():  # empty; the working directory, or a link to a folder, is not to be replaced itself
+            for file in sorted(folder.iterdir(), key=lambda file: file.name == f"{kind}.json"):
+                os.replace(file, out / file.name)
+        else:
+            os.replace(folder, out)
     return difference
 
 

@@ -39,7 +39,8 @@ def read_description(folder: Path, kind: Kind) -> dict[str, Any]:
         if key not in description:
             raise ModelError(f"{path}: the key '{key}' is missing")
     for key in ("name", "graph", "tokenizer", "identity", "tokenizer_identity"):
-        if not isinstance(description.get(key) or "", str):
+        optional = key.endswith("identity")
+        if not isinstance(description.get(key), (str, NoneType) if optional else str):
             raise ModelError(f"{path}: '{key}' must be a string, got {description[key]!r:.80}")
     for key in ("trunk", "fusion"):
         if not isinstance(description.get(key, {}), (dict, NoneType)):

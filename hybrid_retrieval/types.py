@@ -128,8 +128,8 @@ class Ranking(Sequence[Hit]):
         check_probability(probability)
         if self.probabilities is None:
             raise QueryError(
-                "no probabilities: they come with a fitted fusion (fusion.method 'fitted', and the stages that it was "
-                "fitted for)"
+                "no probabilities: they come with a fusion that 'hybrid-retrieval fit-fusion' fitted (fusion.method "
+                "'fitted' and its file, with the stages that it was fitted for)"
             )
         kept = np.flatnonzero(self.probabilities >= probability)
         return dataclasses.replace(

@@ -181,7 +181,7 @@ def judged(folder: Path, lines: str) -> Path:
 
 def test_evaluate_says_what_cannot_be_found(run, small_index: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     dataset = judged(tmp_path, "1\tvaccine\t1\n1\tgone\t1\n1\tgone-too\t0\n")
-    note = "1 passages that are judged relevant are not in the index"
+    note = "1 passage that is judged relevant is not in the index"
     result = run("evaluate", small_index, dataset, "--no-rerank", "--measures", "R@100", "--json")
     assert json.loads(result.out)["measures"] == {"R@100": 0.5} and json.loads(result.out)["notes"] == [note]
     assert f"note: {note}" in run("evaluate", small_index, dataset, "--no-rerank").out
@@ -464,3 +464,21 @@ def test_the_scripts_take_the_same_arguments(script: str) -> None:
         result = subprocess.run([sys.executable, str(path), option], capture_output=True, text=True, timeout=60)
         assert result.returncode == 0
         assert "INDEX" in result.stdout
+
+
+def test_measures_keep_the_names_that_they_were_asked_for_by(run, small_index: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    dataset = judged(tmp_path, "1\tvaccine\t1\n")
+    result = run("evaluate", small_index, dataset, "--no-rerank", "--measures", "MRR@10 RR@10 R@100 MAP", "--json")
+    assert list(json.loads(result.out)["measures"]) == ["MRR@10", "R@100", "MAP"]
+
+
+def test_judgements_without_a_relevant_passage_are_refused(run, small_index: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    dataset = judged(tmp_path, "1\tvaccine\t0\n")
+    assert "no passage is judged relevant" in one_line(run("evaluate", small_index, dataset, "--no-rerank"))
+
+
+def test_a_table_is_reranked_by_its_records(run, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    table = tmp_path / "passages.csv"
+    table.write_text('id,text\nb,"Vaccines train the immune system, slowly."\na,Tides follow the moon.\n')
+    result = run("rerank", "how do vaccines work?", "--passages", table, "--json")
+    assert [hit["passage_id"] for hit in json.loads(result.out)["hits"]] == ["b", "a"]

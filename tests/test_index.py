@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -214,3 +215,8 @@ def test_a_name_that_is_too_long_is_named(tmp_path: Path) -> None:
 def test_absurd_numbers_are_refused(index: Index, number: int) -> None:
     with pytest.raises(QueryError, match="k must be at most"):
         index.search(random_unit(2, index.dimensions), k=number)
+
+
+def test_a_pickle_says_what_to_do_instead(index: Index) -> None:
+    with pytest.raises(TypeError, match=r"open it there, Index\.open\('"):
+        pickle.dumps(index)

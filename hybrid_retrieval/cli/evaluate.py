@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -49,7 +50,7 @@ def evaluate(
     as_json: bool,
 ) -> None:
     """Run the queries of DATASET (a BEIR folder) against INDEX and measure the rankings."""
-    from hybrid_retrieval.evaluation.measures import parse_measures
+    from hybrid_retrieval.evaluation.measures import asked_names, parse_measures
     from hybrid_retrieval.evaluation.runner import check_collection, missing_passages, run_dataset
 
     if no_rerank and num_candidates is not None:
@@ -71,9 +72,12 @@ def evaluate(
         result = run_dataset(
             pipeline, collection, wanted, sample=sample, num_candidates=num_candidates, progress=progress
         )
+    names = asked_names(measures)
+    result = dataclasses.replace(result, measures={names[name]: value for name, value in result.measures.items()})
     notes = [] if pipeline.reranker is None or pipeline.fusion.rerank else list(pipeline.fusion.notes(0))
     if missing := missing_passages(pipeline.index, collection, result.run):
-        notes.append(f"{missing:,} passages that are judged relevant are not in the index")
+        are = "passages that are judged relevant are" if missing > 1 else "passage that is judged relevant is"
+        notes.append(f"{missing:,} {are} not in the index")
     try:  # figures and run: either is worth having where the other cannot be written
         if as_json:
             told = {"notes": notes} if notes else {}

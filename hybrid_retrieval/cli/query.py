@@ -15,7 +15,7 @@ from rich.text import Text
 from hybrid_retrieval.cli.output import NamedPath, echo_json, table_console
 from hybrid_retrieval.config import PipelineConfig
 from hybrid_retrieval.corpus.queries import read_queries
-from hybrid_retrieval.corpus.readers import read_passage_lines
+from hybrid_retrieval.corpus.readers import read_passage_list
 from hybrid_retrieval.corpus.runs import trec_lines
 from hybrid_retrieval.errors import QueryError
 from hybrid_retrieval.index import Index
@@ -122,7 +122,12 @@ def query(
 
 @click.command()
 @click.argument("text")
-@click.option("--passages", type=NamedPath(), required=True, help="A passage a line: plain text or a JSON object.")
+@click.option(
+    "--passages",
+    type=NamedPath(),
+    required=True,
+    help="A passage a line, plain text or a JSON object; or .csv, .tsv, .parquet.",
+)
 @click.option("-k", "k", type=int, default=10, show_default=True, help="Passages to return.")
 @click.option("--model", default="embedded", show_default=True, help="`embedded`, a folder, or a hub id.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
@@ -130,7 +135,7 @@ def rerank(text: str, passages: str, k: int, model: str, as_json: bool) -> None:
     """Order the passages of a file by the reranker's score for TEXT: stage 2 alone, no index."""
     check_count("k", k, 1)
     check_query(text)
-    given = list(read_passage_lines(Path(passages)))
+    given = list(read_passage_list(Path(passages)))
     start = time.perf_counter()
     ranking = Reranker.load(model).rank(text, given, k=k)
     seconds = time.perf_counter() - start

@@ -41,7 +41,8 @@ from hybrid_retrieval.types import Passage, check_path
 logger = logging.getLogger(__name__)
 
 _TEXT_SUFFIXES = (".txt", ".md")
-_TABLE_SUFFIXES = (".jsonl", ".ndjson", ".csv", ".tsv", ".parquet")
+_RECORD_SUFFIXES = (".csv", ".tsv", ".parquet")
+_TABLE_SUFFIXES = (".jsonl", ".ndjson", *_RECORD_SUFFIXES)
 _LAYOUTS = ".jsonl, .ndjson, .csv, .tsv, .txt, .md (each also with .gz), .parquet, or a folder"
 _BOM = b"\xef\xbb\xbf"
 # csv refuses fields beyond 128 KiB by default; a passage may be a whole book.
@@ -64,14 +65,16 @@ def read_corpus(path: str | Path) -> Iterator[Passage]:
     return _checked(path, records)
 
 
-def read_passage_lines(path: str | Path) -> Iterator[Passage]:
-    """A plain list of passages: on each line a JSON object or a text as it stands; blank lines are passed
-    over.
+def read_passage_list(path: str | Path) -> Iterator[Passage]:
+    """A list of passages for stage 2 alone: a table (`.csv`, `.tsv`, `.parquet`) as `read_corpus` reads it; in any
+    other file on each line a JSON object or a text as it stands, blank lines passed over.
 
-    Ids are optional: a line without one has its position, counted from "0", so mixed with ids of your own these must
-    not be such numbers. Raises `CorpusError` as `read_corpus` does.
+    In lines, ids are optional: a line without one has its position, counted from "0", so mixed with ids of your own
+    these must not be such numbers. Raises `CorpusError` as `read_corpus` does.
     """
     path = Path(path)
+    if Path(path.name.lower().removesuffix(".gz")).suffix in _RECORD_SUFFIXES:
+        return read_corpus(path)
 
     def records() -> Iterator[tuple[str, Passage]]:
         position = 0

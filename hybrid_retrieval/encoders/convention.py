@@ -140,13 +140,19 @@ def stanford_convention(
             raise ModelError(f"{source}: artifact.metadata: {key} must be a whole number, got {found!r:.80}")
         return found
 
+    def flag(key: str, default: bool) -> bool:
+        found = metadata.get(key, default)
+        if not isinstance(found, bool):
+            raise ModelError(f"{source}: artifact.metadata: {key} must be true or false, got {found!r:.80}")
+        return found
+
     first, last = known("[CLS]", "<s>"), known("[SEP]", "</s>")
     mask = known("[MASK]", "<mask>")
     query_maxlen = length("query_maxlen", 32)
     # colbert-ai skips what `encode(symbol)[0]` gives for each of the 32 symbols.
-    symbols = string.punctuation if metadata.get("mask_punctuation", True) else ""
+    symbols = string.punctuation if flag("mask_punctuation", True) else ""
     skip = sorted({encode(symbol)[0] for symbol in symbols if encode(symbol)})
-    attend = bool(metadata.get("attend_to_mask_tokens", False))
+    attend = flag("attend_to_mask_tokens", False)
     return EncodingConvention(
         query=Side(
             prefix_ids=(first, known(str(metadata.get("query_token_id", "[unused0]")))),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from hybrid_retrieval.checkpoints import (
     check_complete,
     check_tokenizer_files,
     has_tokenizer_files,
+    longest_input,
     quiet_transformers,
     weight_files,
 )
@@ -35,7 +37,11 @@ def load_pylate(folder: Path) -> tuple[Any, Any, EncodingConvention, Any, list[A
     try:
         with quiet_transformers():
             model = library.MultiVectorEncoder(
-                str(folder), device="cpu", local_files_only=True, trust_remote_code=False
+                str(folder),
+                device="cpu",
+                local_files_only=True,
+                trust_remote_code=False,
+                model_kwargs={"dtype": torch.float32},  # else of the config's dtype, which rounds weights
             )
             first, rest = model[0], list(model)[1:]
             trunk = getattr(first, "auto_model", None) or first.model
@@ -74,8 +80,11 @@ def load_pylate(folder: Path) -> tuple[Any, Any, EncodingConvention, Any, list[A
     tokenizer.no_padding()
     tokenizer.no_truncation()
     expansion = first.query_expansion
-    filling = model.tokenizer.mask_token if expansion is None else expansion.get("token") or model.tokenizer.mask_token
+    filling = None if expansion is None else expansion.get("token") or model.tokenizer.mask_token
+    if expansion is not None and (filling is None or tokenizer.token_to_id(filling) is None):
+        raise ModelError(f"{folder}: it expands queries, but its tokenizer has no token to fill them with ({filling})")
     prompts = model.prompts
+    longest = longest_input(trunk)
     limit = first.max_seq_length
     query_tokens = first.query_length or limit or DEFAULT_QUERY_TOKENS
     if expansion is not None and expansion["strategy"] == "fixed":  # the other strategy, `min`, is a floor only
@@ -95,7 +104,8 @@ def load_pylate(folder: Path) -> tuple[Any, Any, EncodingConvention, Any, list[A
         ),
         passage=Side(
             *passage,
-            max_tokens=int(first.document_length or limit or DEFAULT_PASSAGE_TOKENS),
+            # The library cuts at the trunk's positions too.
+            max_tokens=min(int(first.document_length or limit or DEFAULT_PASSAGE_TOKENS), longest or sys.maxsize),
             skip_ids=tuple(sorted({token for token in known if token is not None})),
         ),
         pad_id=int(model.tokenizer.pad_token_id or 0),

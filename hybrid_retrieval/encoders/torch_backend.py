@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hybrid_retrieval.checkpoints import Copies, all_devices, model_name, placement
+from hybrid_retrieval.checkpoints import Copies, Words, all_devices, longest_input, model_name, placement, use_threads
 from hybrid_retrieval.encoders.backend import EncoderBackend
 from hybrid_retrieval.encoders.pylate import load_pylate
 from hybrid_retrieval.encoders.stanford import load_stanford
+from hybrid_retrieval.errors import ModelError
 from hybrid_retrieval.model_files import fingerprint
 from hybrid_retrieval.optional import require
 
@@ -24,13 +25,15 @@ class TorchEncoderBackend(EncoderBackend):
     def __init__(self, trunk: Any, projection: Any, *, device: str, dtype: str, threads: int) -> None:
         self._torch = torch = require("torch", "the torch backend")
         placed, chosen = placement(torch, device, dtype)
-        if threads and placed.type == "cpu":
-            torch.set_num_threads(threads)
+        if placed.type == "cpu":
+            use_threads(torch, threads)
+        self._words = Words(trunk)
         self.trunk, self.projection = trunk.eval().to(chosen), projection.eval().to(chosen)
         self._copies = Copies(torch.nn.ModuleList([self.trunk, self.projection]), all_devices(torch, placed))
         self.devices = self._copies.count
 
     def forward(self, ids: NDArray[np.int64], mask: NDArray[np.int64]) -> NDArray[np.float32]:
+        self._words.check(ids)
         torch = self._torch
         with self._copies.taken() as ((trunk, projection), device), torch.inference_mode():
             states = trunk(
@@ -47,6 +50,12 @@ def torch_parts(folder: Path, *, device: str, dtype: str, threads: int) -> dict[
     require("torch", f"the checkpoint {folder}")
     loader = load_pylate if (folder / "modules.json").exists() else load_stanford
     trunk, projection, convention, tokenizer, (files, tokenizer_bytes) = loader(folder)
+    longest = longest_input(trunk)
+    for name, side in (("query", convention.query), ("passage", convention.passage)):
+        if longest is not None and side.max_tokens > longest:
+            raise ModelError(
+                f"{folder}: a {name} is to have up to {side.max_tokens} tokens, its trunk has positions for {longest}"
+            )
     dimensions = _output_width(projection)
     tokenizer_digest = hashlib.sha256(tokenizer_bytes).hexdigest()
     return {

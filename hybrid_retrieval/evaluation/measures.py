@@ -34,6 +34,15 @@ def parse_measures(text: str) -> list[Any]:
     return measures
 
 
+def asked_names(text: str) -> dict[str, str]:
+    """ir-measures' name of each measure that `parse_measures` finds in a text -> the first name that it was asked for
+    by: of RR@10, for one, MRR@10. Raises as `parse_measures`."""
+    names: dict[str, str] = {}
+    for name in filter(None, _SEPARATOR.split(text.strip())):
+        names.setdefault(str(_parse(name)), name)
+    return names
+
+
 def evaluate(
     run: Mapping[str, Mapping[str, float]],
     qrels: Mapping[str, Mapping[str, int]],

@@ -98,8 +98,13 @@ def check_queries(queries: Sequence[Query]) -> None:
 
 def check_collection(index: Index, dataset: Dataset) -> None:
     """Raise `CorpusError` where the index holds none of the passages that the dataset judges: it is of another
-    collection, and every measure would be 0."""
+    collection, and every measure would be 0; so it would where no passage is relevant to anything."""
     judged = {passage_id for grades in dataset.qrels.values() for passage_id in grades}
+    if not any(grade > 0 for grades in dataset.qrels.values() for grade in grades.values()):
+        raise CorpusError(
+            f"{dataset.folder}: no passage is judged relevant to any query of the split '{dataset.split}' (a score "
+            "above 0): every measure would be 0"
+        )
     if all(index.row_of(passage_id) is None for passage_id in judged):
         raise CorpusError(
             f"{dataset.folder}: none of the {len(judged):,} judged passages is in {index.path}, first "

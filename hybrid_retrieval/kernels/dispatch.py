@@ -5,11 +5,16 @@ The environment variable HYBRID_RETRIEVAL_KERNELS forces a choice: `auto` (defau
 
 from __future__ import annotations
 
+import logging
 import os
+from importlib import metadata
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from hybrid_retrieval.errors import InputError
+
+logger = logging.getLogger(__name__)
 
 VARIABLE = "HYBRID_RETRIEVAL_KERNELS"
 NUMPY = "numpy"
@@ -18,8 +23,32 @@ _LONGEST_VECTOR = 1024  # dimensions that the native kernels take
 _native: ModuleType | None
 try:
     from hybrid_retrieval.kernels import _native
-except ImportError:  # installed without a compiler
+except ImportError:  # installed without a compiler, or the sources lie in front of what is installed
     _native = None
+
+
+def shadowed() -> Path | None:
+    """Where the installed package is, with compiled kernels, if it is not the one that was imported: Python takes a
+    checkout in the working directory first."""
+    here = Path(__file__).parents[1]
+    try:
+        files = metadata.files("hybrid-retrieval") or []
+    except metadata.PackageNotFoundError:
+        return None
+    for file in files:
+        compiled = Path(str(file.locate()))
+        if file.name.startswith("_native.") and file.suffix != ".pyi" and compiled.exists():
+            return None if compiled.parents[1] == here else compiled.parents[1]
+    return None
+
+
+if _native is None and (_installed := shadowed()) is not None:
+    logger.warning(
+        "the sources in %s are in use, without compiled kernels, and not the package installed in %s: run Python from "
+        "another folder",
+        Path(__file__).parents[1],
+        _installed,
+    )
 
 
 def module() -> Any:

@@ -5,13 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from hybrid_retrieval.errors import ModelSettingsError
+from hybrid_retrieval.errors import ModelError, ModelSettingsError
 from hybrid_retrieval.model_files import fingerprint, load_tokenizer
 from hybrid_retrieval.native_trunk import native_trunk
 from hybrid_retrieval.onnx_files import is_onnx_folder, read_description, weight_files
 from hybrid_retrieval.rerankers.backend import OnnxRerankerBackend, RerankerBackend
 from hybrid_retrieval.rerankers.native_backend import NativeRerankerBackend
 from hybrid_retrieval.rerankers.pairs import PairConvention
+from hybrid_retrieval.types import is_number
 
 # FlagReranker's default, whatever the model could read.
 FLAG_MAX_TOKENS = 512
@@ -66,6 +67,14 @@ def _onnx_parts(
         runner = NativeRerankerBackend(folder, native.facts, convention, variant=native.variant, threads=threads)
     tokenizer_identity = description.get("tokenizer_identity") or fingerprint([tokenizer])
     weight = (description.get("fusion") or {}).get("weight")
+    if weight is not None and not (is_number(weight) and 0 <= weight <= 1):
+        raise ModelError(f"{folder / 'reranker.json'}: fusion.weight must be a number from 0 to 1, got {weight!r:.80}")
+    room = own - convention.num_specials
+    if own > longest or room < 2 or not 1 <= own_query < room:
+        raise ModelError(
+            f"{folder / 'reranker.json'}: max_tokens {own} (at most {longest}) and max_query_tokens {own_query} leave "
+            f"no room for query and passage beside {convention.num_specials} marker tokens"
+        )
     return {
         "name": description["name"],
         "identity": description.get("identity") or fingerprint([*weights, tokenizer], _of_the_scores(description)),

@@ -15,16 +15,19 @@ from numpy.typing import NDArray
 
 from hybrid_retrieval.checkpoints import (
     Copies,
+    Words,
     all_devices,
     check_complete,
     checkpoint_tokenizer,
+    longest_input,
     model_name,
     placement,
     quiet_transformers,
+    use_threads,
     weight_files,
 )
 from hybrid_retrieval.errors import ModelError, ModelSettingsError, OutOfTime
-from hybrid_retrieval.model_files import fingerprint
+from hybrid_retrieval.model_files import fingerprint, read_json
 from hybrid_retrieval.optional import require
 from hybrid_retrieval.rerankers.backend import RerankerBackend
 from hybrid_retrieval.rerankers.loading import FLAG_MAX_TOKENS, limits
@@ -34,6 +37,8 @@ if TYPE_CHECKING:
     from hybrid_retrieval.rerankers.recorded import Recordings
 
 FLOAT8 = "float8"
+# Of sentence-transformers' CrossEncoder.
+PROMPTS = "config_sentence_transformers.json"
 
 
 class _Running(threading.local):
@@ -62,10 +67,10 @@ class TorchRerankerBackend(RerankerBackend):
         self._torch = torch = require("torch", "the torch backend")
         from hybrid_retrieval.rerankers import unpadded
 
-        config = model.config
+        config, self._words = model.config, Words(model)
         placed, chosen = placement(torch, device, "bfloat16" if dtype == FLOAT8 else dtype)
-        if threads and placed.type == "cpu":
-            torch.set_num_threads(threads)
+        if placed.type == "cpu":
+            use_threads(torch, threads)
         places = all_devices(torch, placed) if devices is None else list(devices)
         unpaddable = unpadded.is_supported(model) and all(
             unpadded.has_varlen_attention(place, chosen, model) for place in places
@@ -105,6 +110,7 @@ class TorchRerankerBackend(RerankerBackend):
         types: NDArray[np.int64] | None,
         ends: float = math.inf,
     ) -> NDArray[np.float32]:
+        self._words.check(ids)
         run = self._padded if self.padded else self._unpadded
         with self._copies.taken(ends) as (model, device), self._torch.inference_mode():
             self._running.ends = ends
@@ -162,11 +168,18 @@ def torch_parts(
     check_complete(folder, found["missing_keys"])
     pad_id = config.pad_token_id if config.pad_token_id is not None else 0
     convention = convention_of(tokenizer, pad_id, token_types=getattr(config, "type_vocab_size", 1) > 1)
-    # RoBERTa's positions start behind the padding's, so that many of them are never used.
-    from hybrid_retrieval.rerankers.unpadded import ROBERTA
-
-    roberta = config.model_type in ROBERTA
-    longest = int(config.max_position_embeddings) - (pad_id + 1 if roberta else 0)
+    longest = longest_input(model)
+    if longest is None or config.is_encoder_decoder:
+        raise ModelError(
+            f"{folder}: a classifier of the kind '{config.model_type}' is not known to this release: expected an "
+            "encoder with a limit of positions (BERT, XLM-R, ModernBERT, ...)"
+        )
+    prompts = read_json(folder / PROMPTS) if (folder / PROMPTS).exists() else {}
+    if prompts.get("default_prompt_name"):
+        raise ModelError(
+            f"{folder / PROMPTS}: the default prompt '{prompts['default_prompt_name']}' is not known to this release, "
+            "and without it logits would be other ones: put it before each query, and drop the key"
+        )
     own = min(FLAG_MAX_TOKENS, longest)
     tokenizer_identity = hashlib.sha256(tokenizer_bytes).hexdigest()
     # In 8 bits the logits are other ones: no store and no fitted fusion of another dtype is theirs.

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from hybrid_retrieval.corpus.readers import read_corpus, read_passage_lines
+from hybrid_retrieval.corpus.readers import read_corpus, read_passage_list
 from hybrid_retrieval.errors import CorpusError
 from hybrid_retrieval.types import Passage
 
@@ -287,15 +287,15 @@ def test_reading_streams(tmp_path: Path) -> None:
 
 def test_a_plain_list_of_passages(tmp_path: Path) -> None:
     path = written(tmp_path, "p.txt", 'first one\n\n{"text": "two", "title": "T"}\n{"id": "z", "text": "three"}\n')
-    assert list(read_passage_lines(path)) == [
+    assert list(read_passage_list(path)) == [
         Passage("0", "first one"),
         Passage("1", "two", "T"),
         Passage("z", "three"),
     ]
     with pytest.raises(CorpusError, match=r"p\.txt:1: malformed JSON"):
-        list(read_passage_lines(written(tmp_path, "p.txt", "{oops\n")))
+        list(read_passage_list(written(tmp_path, "p.txt", "{oops\n")))
     with pytest.raises(CorpusError, match="holds no passages"):
-        list(read_passage_lines(written(tmp_path, "p.txt", "\n")))
+        list(read_passage_list(written(tmp_path, "p.txt", "\n")))
 
 
 def test_reading_json_needs_no_pyarrow() -> None:

@@ -61,6 +61,24 @@ def test_vectors_equal_the_librarys_own(tmp_path: Path, case: dict[str, Any]) ->
     assert encoder.dimensions == 16 and encoder.max_passage_tokens == 40
 
 
+def test_weights_are_read_as_they_are_whatever_dtype_the_config_names(tmp_path: Path) -> None:
+    save(tmp_path, expansion=None, skiplist=[], query_length=20)
+    expected = Encoder.load(str(tmp_path / "saved"), device="cpu").encode_passages(PASSAGES)
+    config = next((tmp_path / "saved").glob("**/config.json"))
+    for path in (tmp_path / "saved").glob("**/config.json"):
+        if "hidden_size" in (value := json.loads(path.read_text())):
+            config = path
+            path.write_text(json.dumps({**value, "dtype": "bfloat16"}))
+    assert "bfloat16" in config.read_text()
+    found = Encoder.load(str(tmp_path / "saved"), device="cpu").encode_passages(PASSAGES)
+    np.testing.assert_array_equal(found.data, expected.data)
+
+
+def test_no_more_tokens_than_there_are_positions(tmp_path: Path) -> None:
+    save(tmp_path, expansion=None, skiplist=[], query_length=20, document_length=4000)
+    assert Encoder.load(str(tmp_path / "saved"), device="cpu").max_passage_tokens == 600
+
+
 def test_settings_that_cannot_be_followed_are_refused(tmp_path: Path) -> None:
     save(tmp_path, expansion=None, skiplist=[])
     config = next((tmp_path / "saved").glob("*MultiVectorMask/config.json"))

@@ -154,6 +154,46 @@ def test_a_limit_that_is_no_number_is_named(tmp_path: Path, value: Any) -> None:
         Encoder.load(str(folder))
 
 
+@pytest.mark.parametrize("key", ["mask_punctuation", "attend_to_mask_tokens"])
+def test_a_flag_that_is_none_is_named(tmp_path: Path, key: str) -> None:
+    folder = make_colbert(tmp_path)
+    metadata = json.loads((folder / "artifact.metadata").read_text())
+    (folder / "artifact.metadata").write_text(json.dumps({**metadata, key: "false"}))
+    with pytest.raises(ModelError, match=rf"artifact\.metadata: {key} must be true or false, got 'false'"):
+        Encoder.load(str(folder))
+
+
+@pytest.mark.parametrize(("key", "side"), [("doc_maxlen", "passage"), ("query_maxlen", "query")])
+def test_a_limit_beyond_the_positions_is_named(tmp_path: Path, key: str, side: str) -> None:
+    folder = make_colbert(tmp_path)
+    metadata = json.loads((folder / "artifact.metadata").read_text())
+    (folder / "artifact.metadata").write_text(json.dumps({**metadata, key: 600}))
+    Encoder.load(str(folder))
+    (folder / "artifact.metadata").write_text(json.dumps({**metadata, key: 601}))
+    with pytest.raises(ModelError, match=f"a {side} is to have up to 601 tokens, its trunk has positions for 600"):
+        Encoder.load(str(folder))
+
+
+def test_an_odd_config_is_named(tmp_path: Path) -> None:
+    folder = make_colbert(tmp_path)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "hidden_size": "abc"}))
+    with pytest.raises(ModelError, match=r"config\.json is not usable"):
+        Encoder.load(str(folder))
+
+
+def test_an_export_goes_into_an_empty_folder_as_it_is(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("onnxscript")
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    monkeypatch.chdir(tmp_path / "real")
+    export_encoder(checkpoint, tmp_path / "link")
+    assert (tmp_path / "link").is_symlink() and Path.cwd().samefile(tmp_path / "real")
+    assert Encoder.load(".").dimensions == 16
+
+
 def test_a_projection_of_another_width_is_refused(tmp_path: Path) -> None:
     from safetensors.torch import load_file, save_file
 

@@ -501,6 +501,14 @@ def test_a_wrong_description_is_named(tmp_path: Path) -> None:
         Reranker.load(str(write_tiny_reranker(tmp_path, kind="encoder")))
     with pytest.raises(ModelError, match=r"'fusion' must be an object, got 0\.5"):
         Reranker.load(str(write_tiny_reranker(tmp_path, fusion=0.5)))
+    for weight in ("x", 2, True, float("nan")):
+        with pytest.raises(ModelError, match=r"fusion\.weight must be a number from 0 to 1"):
+            Reranker.load(str(write_tiny_reranker(tmp_path, fusion={"weight": weight})))
+    for changes in ({"max_tokens": 4}, {"max_query_tokens": 0}, {"max_tokens": 99}, {"max_query_tokens": 21}):
+        with pytest.raises(ModelError, match="leave no room for query and passage"):
+            Reranker.load(str(write_tiny_reranker(tmp_path, **changes)))
+    with pytest.raises(ModelError, match="'tokenizer' must be a string, got None"):
+        Reranker.load(str(write_tiny_reranker(tmp_path, tokenizer=None)))
     without = {key: value for key, value in description().items() if key != "graph"}
     (tmp_path / "reranker.json").write_text(json.dumps(without))
     with pytest.raises(ModelError, match="'graph' is missing"):

@@ -13,6 +13,7 @@ import pytest
 
 from hybrid_retrieval import Reranker
 from hybrid_retrieval.batching import pad
+from hybrid_retrieval.checkpoints import longest_input
 from hybrid_retrieval.errors import InputError, ModelError, OutOfTime
 from hybrid_retrieval.kernels import dispatch
 from hybrid_retrieval.rerankers.export import export_reranker
@@ -159,6 +160,58 @@ def test_limits_follow_flag_reranker_and_the_models_positions(checkpoint: Path) 
     assert np.isfinite(full.score([("why", "they were part of the team " * 300)])).all()
     with pytest.raises(ModelError, match=f"at most {longest}"):
         Reranker.load(str(checkpoint), device="cpu", max_tokens=longest + 1)
+
+
+@pytest.mark.parametrize(("kind", "longest"), [("Mpnet", 60), ("XLMRoberta", 60), ("Bert", 62), ("Electra", 62)])
+def test_the_rows_of_padding_are_no_positions(kind: str, longest: int) -> None:
+    """As many tokens run as are said to, and one more is too many."""
+    names = {"Mpnet": "MPNet"}
+    config = getattr(transformers, f"{names.get(kind, kind)}Config")(
+        vocab_size=50, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16,
+        embedding_size=16, max_position_embeddings=62, pad_token_id=1, num_labels=1,
+    )  # fmt: skip
+    model = getattr(transformers, f"{names.get(kind, kind)}ForSequenceClassification")(config).eval()
+    assert longest_input(model) == longest
+    model(torch.full((1, longest), 7))
+    with pytest.raises((IndexError, RuntimeError)):
+        model(torch.full((1, longest + 1), 7))
+
+
+def test_an_id_beyond_the_words_is_named() -> None:
+    config = transformers.BertConfig(
+        vocab_size=50, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, num_labels=1
+    )
+    model = transformers.BertForSequenceClassification(config)
+    backend = TorchRerankerBackend(model, device="cpu", dtype="float32", threads=0)
+    ids = np.array([[2, 50]])
+    with pytest.raises(ModelError, match=r"gave the id 50, the model \(bert\) has 50 words"):
+        backend.forward(ids, np.ones_like(ids), None)
+
+
+def test_classifiers_of_other_kinds_are_refused(tmp_path: Path) -> None:
+    folder = make_bert_reranker(tmp_path)
+    config = transformers.T5Config(vocab_size=50, d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2, num_labels=1)
+    transformers.T5ForSequenceClassification(config).save_pretrained(str(folder))
+    with pytest.raises(ModelError, match="kind 't5' is not known"):
+        Reranker.load(str(folder))
+
+
+def test_a_prompt_that_would_be_missed_is_refused(tmp_path: Path) -> None:
+    folder = make_bert_reranker(tmp_path)
+    settings = folder / "config_sentence_transformers.json"
+    settings.write_text('{"prompts": {"query": "find: "}, "default_prompt_name": null}')
+    Reranker.load(str(folder))
+    settings.write_text('{"prompts": {"query": "find: "}, "default_prompt_name": "query"}')
+    with pytest.raises(ModelError, match="the default prompt 'query' is not known"):
+        Reranker.load(str(folder))
+
+
+def test_threads_are_those_of_the_model_that_was_loaded_last(tmp_path: Path) -> None:
+    folder, before = str(make_bert_reranker(tmp_path)), torch.get_num_threads()
+    Reranker.load(folder, threads=before + 1)
+    assert torch.get_num_threads() == before + 1
+    Reranker.load(folder)
+    assert torch.get_num_threads() == before
 
 
 def test_impossible_placements_are_named(checkpoint: Path) -> None:
