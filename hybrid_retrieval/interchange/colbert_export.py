@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from hybrid_retrieval.codec import ResidualCodec
 from hybrid_retrieval.errors import IndexDamagedError, IndexExistsError, InputError
-from hybrid_retrieval.interchange.sources import PASSAGE_IDS
+from hybrid_retrieval.interchange.sources import ENCODER, PASSAGE_IDS
 from hybrid_retrieval.interchange.torch_files import Blocks, save_tensors
 from hybrid_retrieval.storage import Segment, Snapshot
 from hybrid_retrieval.storage.files import canonical_json, sync_files, sync_folder
@@ -29,7 +29,7 @@ BLOCK_CENTROIDS = 1 << 12
 
 COLLECTION = "collection.tsv"
 _OUR_FILES = re.compile(
-    r"(plan|metadata|passage_ids|doclens\.\d+|\d+\.metadata)\.json|collection\.tsv"
+    r"(plan|metadata|passage_ids|encoder_identity|doclens\.\d+|\d+\.metadata)\.json|collection\.tsv"
     r"|(centroids|buckets|avg_residual|ivf|ivf\.pid|\d+\.codes|\d+\.residuals)\.pt"
 )
 
@@ -39,7 +39,8 @@ def export_colbert(
 ) -> None:
     """Write the index at `path` to `folder` as colbert-ai 0.2 lays it out.
 
-    A passage's number there is its row here; `passage_ids.json` lists the ids by number, `collection.tsv` the texts.
+    A passage's number there is its row here; `passage_ids.json` lists the ids by number, `collection.tsv` the texts, and
+    `encoder_identity.json` says which encoder an import is for.
     Codes, residuals and (in float32 where float16 would change them) centroids are the same, so colbert-ai's scores
     on a CPU are. The folder appears when it is complete. overwrite: replace a colbert-ai index that is there.
 
@@ -225,6 +226,8 @@ class _Export:
                 title = f"\t{_one_line(passage.title)}" if passage.title else ""
                 file.write(f"{row}\t{_one_line(passage.text)}{title}\n")
         (self.folder / PASSAGE_IDS).write_text(json.dumps(ids, ensure_ascii=False) + "\n", encoding="utf-8")
+        if self.snapshot.encoder is not None:
+            (self.folder / ENCODER).write_bytes(canonical_json(self.snapshot.encoder))
 
 
 def _one_line(text: str) -> str:

@@ -17,7 +17,7 @@ from hybrid_retrieval.builder.from_vectors import check_ids
 from hybrid_retrieval.config import EncoderConfig, IndexConfig, PipelineConfig, RerankerConfig
 from hybrid_retrieval.corpus.lines import read_lines
 from hybrid_retrieval.errors import CorpusError, InputError, ModelError
-from hybrid_retrieval.interchange.sources import Chunk, SourceIndex, StoredArray, open_source, read_ids
+from hybrid_retrieval.interchange.sources import Chunk, SourceIndex, StoredArray, open_source, read_encoder, read_ids
 from hybrid_retrieval.model_files import local_folder, read_json
 from hybrid_retrieval.storage import IndexWriter, SegmentWriter
 from hybrid_retrieval.storage.layout import PASSAGE_FILES, VECTOR_FILES
@@ -44,8 +44,8 @@ def import_colbert(
 
     Nothing is decoded or quantised anew; inverted lists are rebuilt. A passage's id is its number there ("0",
     "1", ...), or what `export_colbert` left beside it. collection: the passages' texts (see `read_collection`);
-    without it texts are empty. The index takes any encoder of its dimensions; its configuration names the checkpoint
-    that colbert-ai built it with, where that is known; where the index was made for queries encoded otherwise than that
+    without it texts are empty. The index takes the encoder that `export_colbert` noted, else any of its dimensions; its
+    configuration names the checkpoint that colbert-ai built it with, where that is known; where the index was made for queries encoded otherwise than that
     checkpoint says, a warning tells it. progress: called with (step, done, total).
 
     Raises `IndexNotFoundError` and `InputError` for what is wrong in `folder`, `CorpusError` for the collection,
@@ -53,6 +53,7 @@ def import_colbert(
     """
     source = open_source(Path(folder))
     ids = _ids(source)
+    built_with = read_encoder(source.folder, source.codec.dimensions)
     encoder = _encoder(source.checkpoint)
     if source.checkpoint is not None:
         _compare_query_settings(source, encoder)
@@ -63,7 +64,7 @@ def import_colbert(
             with SegmentWriter(writer.building / "segment", (*PASSAGE_FILES, *VECTOR_FILES)) as segment:
                 _copy(source, segment, _passages(ids, collection), progress or _silent)
                 segment.checkpoint()
-            writer.commit(source.codec, corpus=None, encoder=None, reranker=None, config=config.to_dict())
+            writer.commit(source.codec, corpus=None, encoder=built_with, reranker=None, config=config.to_dict())
         except BaseException:
             writer.discard()  # there is nothing to resume: copying is quick
             raise

@@ -21,7 +21,9 @@ from hybrid_retrieval.errors import ArrayError, IndexNotFoundError, InputError
 from hybrid_retrieval.interchange.torch_files import open_tensor, open_tensors
 from hybrid_retrieval.kernels.reference import NBITS
 
+# What `export_colbert` leaves beside colbert-ai's files, which knows neither.
 PASSAGE_IDS = "passage_ids.json"
+ENCODER = "encoder_identity.json"
 QUERY_SETTINGS = ("query_maxlen", "attend_to_mask_tokens", "query_token_id")
 
 
@@ -243,3 +245,19 @@ def read_ids(folder: Path, count: int) -> list[str]:
             f"{path}: expected an id for each of {count} passages, got {len(ids)}; delete it to go by number"
         )
     return ids
+
+
+def read_encoder(folder: Path, dimensions: int) -> dict[str, Any] | None:
+    """The encoder that `export_colbert` noted, as a manifest has it: {name, identity, dimensions}; None where it noted
+    none. Raises `InputError`."""
+    path = folder / ENCODER
+    if not path.exists():
+        return None
+    encoder: dict[str, Any] = _read_json(path, dict)
+    kinds = {key: type(value) for key, value in encoder.items()}
+    if kinds != {"name": str, "identity": str, "dimensions": int} or encoder["dimensions"] != dimensions:
+        raise InputError(
+            f"{path}: expected name, identity and dimensions ({dimensions}) of an encoder, got {encoder!r:.200}; delete it "
+            "to take any encoder"
+        )
+    return encoder

@@ -26,6 +26,7 @@ from hybrid_retrieval.errors import (
     IndexExistsError,
     IndexNotFoundError,
     InputError,
+    ModelMismatchError,
     QueryError,
 )
 from hybrid_retrieval.interchange import colbert_export, colbert_import, export_colbert, import_colbert
@@ -109,6 +110,18 @@ def test_export_and_import_change_nothing(
             expected, found = (index.search(vectors[row], k=60, exact=exact) for index in (original, back))
             assert found.ids == expected.ids
             np.testing.assert_array_equal(found.scores, expected.scores)
+
+
+def test_an_encoder_comes_back_and_no_other_is_taken(tmp_path: Path) -> None:
+    passages = [Passage("a", "word1 word2"), Passage("b", "word3")]
+    Index.build(passages, tmp_path / "first", encoder=HashEncoder(), reranker=None)
+    export_colbert(tmp_path / "first", tmp_path / "colbert")
+    import_colbert(tmp_path / "colbert", tmp_path / "back", collection=tmp_path / "colbert" / "collection.tsv")
+    back, other = Index.open(tmp_path / "back"), HashEncoder(name="other")
+    assert back.info()["encoder"] == HashEncoder().name and Index.verify_path(back.path) == []
+    back.check_encoder(HashEncoder().identity, HashEncoder().name)
+    with pytest.raises(ModelMismatchError):
+        back.check_encoder(other.identity, other.name)
 
 
 def test_what_a_killed_export_left_is_in_nobodys_way(original: Index, tmp_path: Path) -> None:
@@ -502,6 +515,8 @@ def test_buckets_of_another_shape(exported: Path, tmp_path: Path) -> None:
         ("passage_ids.json", '["a"]', "each of 60 passages, got 1"),
         ("passage_ids.json", json.dumps(["a"] * 60), "the id 'a' is that of passage 0"),
         ("passage_ids.json", json.dumps([1] * 60), "must be a string"),
+        ("encoder_identity.json", '{"name": "e", "identity": 5, "dimensions": 64}', "expected name, identity"),
+        ("encoder_identity.json", '{"name": "e", "identity": "5", "dimensions": 32}', "dimensions (64)"),
     ],
 )
 def test_json_that_says_something_else(exported: Path, tmp_path: Path, name: str, content: str, named: str) -> None:
