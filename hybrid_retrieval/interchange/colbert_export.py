@@ -39,8 +39,8 @@ def export_colbert(
 ) -> None:
     """Write the index at `path` to `folder` as colbert-ai 0.2 lays it out.
 
-    A passage's number there is its row here; `passage_ids.json` lists the ids by number, `collection.tsv` the texts, and
-    `encoder_identity.json` says which encoder an import is for.
+    A passage's number there is its row here; `passage_ids.json` lists the ids by number, `collection.tsv` the texts,
+    `encoder_identity.json` which encoder an import takes.
     Codes, residuals and (in float32 where float16 would change them) centroids are the same, so colbert-ai's scores
     on a CPU are. The folder appears when it is complete. overwrite: replace a colbert-ai index that is there.
 

@@ -44,9 +44,9 @@ def import_colbert(
 
     Nothing is decoded or quantised anew; inverted lists are rebuilt. A passage's id is its number there ("0",
     "1", ...), or what `export_colbert` left beside it. collection: the passages' texts (see `read_collection`);
-    without it texts are empty. The index takes the encoder that `export_colbert` noted, else any of its dimensions; its
-    configuration names the checkpoint that colbert-ai built it with, where that is known; where the index was made for queries encoded otherwise than that
-    checkpoint says, a warning tells it. progress: called with (step, done, total).
+    without it texts are empty. The index takes the encoder that `export_colbert` noted, else any of its dimensions. Its
+    configuration names the checkpoint that colbert-ai built it with, where that is known; where the index was made for
+    queries encoded otherwise than that checkpoint says, a warning tells it. progress: called with (step, done, total).
 
     Raises `IndexNotFoundError` and `InputError` for what is wrong in `folder`, `CorpusError` for the collection,
     and what `IndexWriter` raises; none of them leaves anything at `path` that was not there before.

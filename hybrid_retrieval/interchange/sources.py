@@ -257,7 +257,7 @@ def read_encoder(folder: Path, dimensions: int) -> dict[str, Any] | None:
     kinds = {key: type(value) for key, value in encoder.items()}
     if kinds != {"name": str, "identity": str, "dimensions": int} or encoder["dimensions"] != dimensions:
         raise InputError(
-            f"{path}: expected name, identity and dimensions ({dimensions}) of an encoder, got {encoder!r:.200}; delete it "
-            "to take any encoder"
+            f"{path}: expected name, identity and dimensions ({dimensions}) of an encoder, got {encoder!r:.200}; "
+            "delete it to take any encoder"
         )
     return encoder

@@ -181,7 +181,7 @@ def test_texts_and_titles_come_back_from_the_collection(tmp_path: Path) -> None:
         Passage("b", "three four five"),
         Passage("ü", "six"),
     ]
-    assert back.encoder is None
+    assert back.encoder == "hash"
     assert Index.verify_path(back.path) == []
 
 
