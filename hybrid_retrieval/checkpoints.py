@@ -8,21 +8,20 @@ import logging
 import math
 import queue
 import threading
-import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from hybrid_retrieval.errors import ModelError, ModelSettingsError, OptionalDependencyError, OutOfTime
-from hybrid_retrieval.model_files import load_tokenizer
+from hybrid_retrieval.errors import ModelError, ModelSettingsError, OptionalDependencyError
+from hybrid_retrieval.model_files import TOKENIZERS, load_tokenizer
 from hybrid_retrieval.optional import require
+from hybrid_retrieval.time_limits import OutOfTime, seconds_left
 
 logger = logging.getLogger(__name__)
 
 DTYPES = ("float32", "float16", "bfloat16")
 _quieting = threading.Lock()
-_own_threads: int | None = None
 
 
 @contextmanager
@@ -55,43 +54,36 @@ def _unused(name: str) -> bool:
 
 
 def longest_input(model: Any) -> int | None:
-    """Tokens that a transformers model has positions for; None where its config names none.
+    """Tokens that a transformers model's table of positions holds; None where it has none (relative or rotary ones).
 
-    Of a table with padding (RoBERTa and its kin, MPNet, Longformer) the rows up to that of the padding are never used.
+    Of a table with padding (RoBERTa and its kin, MPNet, Longformer) the rows up to that of the padding are never used;
+    others may be larger than the config says, and are not used beyond that (Nystromformer).
     """
     for name, part in model.named_modules():
         if name.endswith("position_embeddings") and hasattr(part, "num_embeddings"):
-            padding = getattr(part, "padding_idx", None)
-            return int(part.num_embeddings) - (0 if padding is None else int(padding) + 1)
-    named = getattr(model.config, "max_position_embeddings", None)
-    return int(named) if isinstance(named, int) and named > 0 else None
+            rows, padding = int(part.num_embeddings), getattr(part, "padding_idx", None)
+            if padding is not None:
+                return rows - int(padding) - 1
+            return min(rows, getattr(model.config, "max_position_embeddings", None) or rows)
+    return None
 
 
 class Words:
     """How many words a transformers model has, against the ids that its tokenizer gives."""
 
     def __init__(self, model: Any) -> None:
-        self._name, self._count = str(model.config.model_type), int(model.get_input_embeddings().num_embeddings)
+        self._name = str(model.config.model_type)
+        # Some kinds have an embedding of their own making, which says nothing of the sort.
+        self._count = getattr(model.get_input_embeddings(), "num_embeddings", None)
 
     def check(self, ids: Any) -> None:
         """Raise `ModelError` for an id (of an int array) beyond the model's words."""
         largest = int(ids.max(initial=0))
-        if largest >= self._count:
+        if self._count is not None and largest >= self._count:
             raise ModelError(
                 f"the tokenizer gave the id {largest}, the model ({self._name}) has {self._count} words: they are not "
                 "of one checkpoint"
             )
-
-
-def use_threads(torch: Any, threads: int) -> None:
-    """torch's threads on a CPU, which the whole process shares: the last model that was loaded decides. 0: as many as
-    torch had before any model asked for a number."""
-    global _own_threads
-    with _quieting:
-        if _own_threads is None:
-            _own_threads = torch.get_num_threads()
-        if torch.get_num_threads() != (threads or _own_threads):
-            torch.set_num_threads(threads or _own_threads)
 
 
 def placement(torch: Any, device: str, dtype: str) -> tuple[Any, Any]:
@@ -162,7 +154,7 @@ class Copies:
     def taken(self, ends: float = math.inf) -> Iterator[tuple[Any, Any]]:
         """A copy and its device; waits while all are taken, up to `ends` (`time.perf_counter`; raises `OutOfTime`)."""
         try:
-            lent = self._free.get(timeout=None if math.isinf(ends) else max(0.0, ends - time.perf_counter()))
+            lent = self._free.get(timeout=seconds_left(ends))
         except queue.Empty:
             raise OutOfTime from None
         try:
@@ -199,7 +191,7 @@ def load_state(folder: Path) -> dict[str, Any]:
 
 def has_tokenizer_files(folder: Path) -> bool:
     """Whether a vocabulary lies there."""
-    return any(any(folder.glob(name)) for name in ("tokenizer.json", "vocab.txt", "vocab.json", "*.model"))
+    return any(any(folder.glob(name)) for name in TOKENIZERS)
 
 
 def check_tokenizer_files(folder: Path) -> None:

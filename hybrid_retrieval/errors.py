@@ -103,10 +103,6 @@ class ModelSettingsError(ModelError):
     exit_code = 2
 
 
-class OutOfTime(Exception):
-    """A model was stopped at its deadline, and what it had begun is lost. Never reaches a caller of this library."""
-
-
 class DeviceMemoryError(HybridRetrievalError):
     """An index or a search needs more memory than the device has free."""
 

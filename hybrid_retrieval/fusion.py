@@ -53,8 +53,11 @@ def fuse(
         scores[len(head) :] = head.min() - (retrieval_scores[len(head) - 1] - retrieval_scores[len(head) :])
     if rows is None:
         rows = np.arange(len(scores))
-    # The tail never rises above the head's lowest, so that one order serves both.
-    order = np.lexsort((rows, -scores))
+    # The tail never rises above the head's lowest, so that one order serves both; where its scores are rounded to one
+    # number, MaxSim still tells them apart.
+    maxsim = retrieval_scores.copy()
+    maxsim[: len(head)] = maxsim[len(head) - 1] if len(head) else 0
+    order = np.lexsort((rows, -maxsim, -scores))
     return scores, order
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -87,14 +88,14 @@ class Index:
         settings = _settings(config)
         if nbits is not None:
             settings = dataclasses.replace(settings, index=dataclasses.replace(settings.index, nbits=nbits))
-        if isinstance(encoder, (str, Path)):
-            encoder = str(encoder)
+        if isinstance(encoder, (str, os.PathLike)):
+            encoder = os.fspath(encoder)
             if encoder != CONFIGURED and encoder != settings.encoder.model:
                 part = dataclasses.replace(settings.encoder, model=encoder, revision=None)
                 settings = dataclasses.replace(settings, encoder=part)
             encoder = load_encoder(settings)
-        if isinstance(reranker, (str, Path)):
-            reranker = str(reranker)
+        if isinstance(reranker, (str, os.PathLike)):
+            reranker = os.fspath(reranker)
             if reranker != CONFIGURED and reranker != settings.reranker.model:
                 stage = dataclasses.replace(settings.reranker, model=reranker, revision=None)
                 settings = dataclasses.replace(settings, reranker=stage)
@@ -204,6 +205,9 @@ class Index:
         path = check_path("an index", path)
         with _readable(path):
             return verify(path)
+
+    def __copy__(self) -> Index:
+        return self  # nothing of it changes
 
     def __reduce__(self) -> NoReturn:
         raise TypeError(f"an Index is not copied to another process: open it there, Index.open({str(self.path)!r})")

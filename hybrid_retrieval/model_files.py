@@ -22,11 +22,8 @@ EMBEDDED_FOLDER = Path(__file__).parent / "models" / "embedded"
 HUB_PATTERNS = ["*.json", "*.safetensors", "*.bin", "*.txt", "*.model", "*.metadata", "*.onnx", "*.gz"]
 # Patterns match across folders: other exports of the same weights, several gigabytes that neither stage reads.
 HUB_UNREAD = ["onnx/*", "openvino/*"]
-WEIGHTS = ("*.safetensors", "*.bin", "*.onnx")
-TOKENIZERS = {
-    *("tokenizer.json", "tokenizer.json.gz", "vocab.txt", "vocab.json"),
-    *("sentencepiece.bpe.model", "spiece.model", "tokenizer.model"),
-}
+# Any of these is a vocabulary.
+TOKENIZERS = ("tokenizer.json", "tokenizer.json.gz", "vocab.txt", "vocab.json", "*.model")
 _HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")  # unlike ./folder
 
 
@@ -171,15 +168,18 @@ def _cached(model: str, revision: str | None) -> Path | None:
         folder = _snapshot(model, revision, local=True)
     except (OSError, ValueError):
         return None
-    weights = any(any(folder.glob(pattern)) for pattern in WEIGHTS)
-    tokenizer = any(file.name in TOKENIZERS for file in folder.rglob("*"))
-    return folder if weights and tokenizer and all(map(_has_all_shards, folder.rglob("*.index.json"))) else None
+    weights = any(_has_weights(folder, kind) for kind in ("safetensors", "bin", "onnx"))
+    return folder if weights and any(any(folder.rglob(name)) for name in TOKENIZERS) else None
 
 
-def _has_all_shards(index: Path) -> bool:
-    """Whether the files that an index of weights names are there. Raises `ModelError` for one that is no JSON."""
-    shards = read_json(index).get("weight_map")
-    return not isinstance(shards, dict) or all((index.parent / str(name)).exists() for name in {*shards.values()})
+def _has_weights(folder: Path, kind: str) -> bool:
+    """Whether a folder holds weights of a kind, and all the files that an index of them names. Raises `ModelError` for
+    an index that is no JSON."""
+    for index in folder.glob(f"*.{kind}.index.json"):
+        shards = read_json(index).get("weight_map")
+        if isinstance(shards, dict) and not all((folder / str(name)).exists() for name in {*shards.values()}):
+            return False
+    return any(folder.glob(f"*.{kind}"))
 
 
 def _snapshot(model: str, revision: str | None, *, local: bool) -> Path:

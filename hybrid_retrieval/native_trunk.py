@@ -19,11 +19,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hybrid_retrieval.errors import ModelError, ModelSettingsError, OutOfTime
+from hybrid_retrieval.errors import ModelError, ModelSettingsError
 from hybrid_retrieval.kernels import dispatch
 from hybrid_retrieval.model_files import Kind
 from hybrid_retrieval.onnx_files import available_cores
 from hybrid_retrieval.ragged import Ragged
+from hybrid_retrieval.time_limits import OutOfTime, seconds_left
 
 Float32 = NDArray[np.float32]
 
@@ -179,8 +180,10 @@ class NativeTrunk:
     ) -> list[Float32]:
         futures = [self._threads().submit(run, part) for part in parts]
         try:
-            limit = None if math.isinf(ends) else max(0.0, ends - time.perf_counter())
-            if wait(futures, limit, FIRST_EXCEPTION).not_done and limit is not None:
+            done = wait(futures, seconds_left(ends), FIRST_EXCEPTION).done
+            for future in done:
+                future.result()  # its own error comes before that of time
+            if len(done) < len(futures):
                 raise OutOfTime  # in the queue behind other threads' parts
             return [future.result() for future in futures]
         finally:

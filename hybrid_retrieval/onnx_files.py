@@ -20,8 +20,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hybrid_retrieval.errors import ModelError, ModelNotFoundError, ModelSettingsError, OutOfTime
+from hybrid_retrieval.errors import ModelError, ModelNotFoundError, ModelSettingsError
 from hybrid_retrieval.model_files import Kind, read_json
+from hybrid_retrieval.time_limits import OutOfTime, seconds_left
 
 FORMAT = 1
 
@@ -139,13 +140,14 @@ class OnnxGraph:
 @contextmanager
 def _until(ends: float) -> Iterator[Any]:
     """onnxruntime's options for a run that ends at a moment of `time.perf_counter`; None for one without an end."""
-    if math.isinf(ends):
+    seconds = seconds_left(ends)
+    if seconds is None:
         yield None
         return
     import onnxruntime
 
     options = onnxruntime.RunOptions()
-    timer = threading.Timer(max(0.0, ends - time.perf_counter()), setattr, (options, "terminate", True))
+    timer = threading.Timer(seconds, setattr, (options, "terminate", True))
     timer.start()
     try:
         yield options

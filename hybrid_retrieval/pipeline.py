@@ -229,7 +229,7 @@ class Pipeline:
         self, reranker: Reranker, texts: Sequence[str], k: int, rescored: int, deadline_ms: float | None
     ) -> list[Ranking]:
         began = time.perf_counter()
-        deadline = None if deadline_ms is None else Deadline(reranker.scorer, began + deadline_ms / 1e3)
+        deadline = None if deadline_ms is None else Deadline(reranker.scorer, began + float(deadline_ms) / 1e3)
         found = self._retrieve(texts, max(k, rescored))
         works = [self._work(reranker, candidates, rescored) for candidates in found]
         plans = [self._early_stop(reranker, candidates, k) for candidates in found]

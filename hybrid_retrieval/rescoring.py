@@ -13,8 +13,8 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from hybrid_retrieval.errors import OutOfTime
 from hybrid_retrieval.rerankers.pairs import Pairs
+from hybrid_retrieval.time_limits import OutOfTime
 
 
 class ScoresPairs(Protocol):

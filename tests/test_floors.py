@@ -15,6 +15,7 @@ FLOORS = {
     "errors": 0,
     "optional": 0,
     "ragged": 0,
+    "time_limits": 0,
     "types": 0,
     "whole_files": 0,
     "kernels": 0,
@@ -46,7 +47,7 @@ FLOORS = {
 }
 
 # Inside floor 0 the order is: errors, then ragged, types and others, then kernels.
-GROUND = {"errors": 0, "optional": 1, "ragged": 1, "types": 1, "whole_files": 1, "kernels": 2}
+GROUND = {"errors": 0, "optional": 1, "ragged": 1, "time_limits": 1, "types": 1, "whole_files": 1, "kernels": 2}
 
 
 def room_of(path: Path) -> str:

@@ -27,6 +27,12 @@ def test_ties_keep_the_order_of_stage_one_or_of_the_rows_that_are_given() -> Non
     assert fuse(None, logits[:3], f32(9, 8, 7, 7), np.array([7, 9, 3, 5]))[1].tolist() == [1, 2, 3, 0], "the tail too"
 
 
+def test_a_tail_whose_scores_are_rounded_to_one_keeps_stage_ones_order() -> None:
+    maxsim = f32(5, 4, np.nextafter(np.float32(4), np.float32(0)), 3)
+    scores, order = fuse(None, f32(-11), maxsim, np.array([3, 9, 2, 1]))
+    assert scores[1] == scores[2] and order.tolist() == [0, 1, 2, 3]
+
+
 def test_a_weight_sums_standardised_scores() -> None:
     logits, maxsim = f32(0, 1, 2), f32(30, 10, 9)
     summed, _ = fuse(0.25, logits, maxsim)

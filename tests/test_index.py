@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import pickle
 from pathlib import Path
 from typing import Any
@@ -202,6 +203,7 @@ def test_a_row_that_is_not_there_is_named(index: Index, row: Any) -> None:
 
 @pytest.mark.parametrize("ids", [{"a", "b"}, {"a": 1, "b": 2}, frozenset("ab")])
 def test_ids_without_an_order_are_refused(tmp_path: Path, ids: Any) -> None:
+    Index.from_vectors(tmp_path / "y", {"a": 1, "b": 2}.keys(), np.eye(8, dtype=np.float32), np.array([0, 4, 8]))  # type: ignore[arg-type]
     with pytest.raises(CorpusError, match="in the vectors' order"):
         Index.from_vectors(tmp_path / "x", ids, np.eye(8, dtype=np.float32), np.array([0, 4, 8]))
 
@@ -218,5 +220,6 @@ def test_absurd_numbers_are_refused(index: Index, number: int) -> None:
 
 
 def test_a_pickle_says_what_to_do_instead(index: Index) -> None:
+    assert copy.copy(index) is index
     with pytest.raises(TypeError, match=r"open it there, Index\.open\('"):
         pickle.dumps(index)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -165,6 +166,15 @@ def test_a_deadline_in_between_rescores_the_first_candidates(
     logits = {hit.passage_id: hit.reranker_score for hit in whole}
     assert all(hit.reranker_score == logits[hit.passage_id] for hit in ranking[:5] if hit.passage_id in logits)
     assert [hit.reranker_score for hit in ranking[5:]] == [None] * 4
+
+
+@pytest.mark.parametrize("deadline_ms", [1e13, np.float32(6e4), np.float16(6e4), np.int64(10**12)])
+def test_any_number_is_a_deadline(pipeline: Pipeline, deadline_ms: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    began = time.perf_counter
+    monkeypatch.setattr("hybrid_retrieval.pipeline.time.perf_counter", lambda: began() + 3e6)  # up for a month
+    monkeypatch.setattr(Deadline.__init__, "__defaults__", (lambda: began() + 3e6,))
+    ranking = with_reranker(pipeline).query("capital city", k=5, deadline_ms=deadline_ms)
+    assert ranking.rescored == len(PASSAGES)
 
 
 @pytest.mark.parametrize("deadline_ms", [0, -1, float("nan"), "50", True])

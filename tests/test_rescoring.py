@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from hybrid_retrieval.errors import OutOfTime
 from hybrid_retrieval.rerankers.pairs import Pairs
 from hybrid_retrieval.rescoring import Deadline, EarlyStop, Plan, Work, rescore
+from hybrid_retrieval.time_limits import OutOfTime
 
 
 def pairs_of(lengths: Sequence[int], query: str = "q") -> Pairs:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -103,7 +103,7 @@ def _pooled(rows: Ragged, factor: int, path: Path) -> Ragged:
 
 def check_ids(ids: Sequence[str]) -> list[bytes]:
     """UTF-8 of unique ids. Raises `CorpusError`."""
-    if isinstance(ids, (str, bytes, Set, Mapping)) or not isinstance(ids, Iterable):
+    if isinstance(ids, (str, bytes, set, frozenset, Mapping)) or not isinstance(ids, Iterable):
         raise CorpusError(f"ids must be a sequence of strings, in the vectors' order, got a {type(ids).__name__}")
     first: dict[str, int] = {}
     encoded = []

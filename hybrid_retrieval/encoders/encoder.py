@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import logging
 import os
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -122,7 +122,7 @@ class Encoder:
         `Ranking` of a pipeline notes each. Raises
         `QueryError` for an empty query or one of more than 10,000 characters.
         """
-        _check_many(texts, "encode_queries")
+        texts = _many(texts, "encode_queries")
         rows, masks = [], []
         for text in texts:
             check_query(text)
@@ -152,7 +152,7 @@ class Encoder:
         A passage within the limit is one window; a longer one is split on sentence or word bounds, neighbours sharing
         up to `overlap_tokens`. Raises `InputError` for a passage without text.
         """
-        _check_many(texts, "encode_windows")
+        texts = _many(texts, "encode_windows")
         side = self.convention.passage
         rows: list[list[int]] = []
         counts = []
@@ -245,7 +245,8 @@ class Encoder:
         return Ragged(data, offsets)
 
 
-def _check_many(texts: Sequence[str], function: str) -> None:
-    if isinstance(texts, (str, bytes, Mapping)) or not isinstance(texts, Collection):
+def _many(texts: Iterable[str], function: str) -> list[str]:
+    if isinstance(texts, (str, bytes, Mapping)) or not isinstance(texts, Iterable):
         found = "one string" if isinstance(texts, str) else type(texts).__name__
         raise InputError(f"{function}: expected a sequence of texts, got {found}")
+    return list(texts)

@@ -89,6 +89,8 @@ def load_pylate(folder: Path) -> tuple[Any, Any, EncodingConvention, Any, list[A
     query_tokens = first.query_length or limit or DEFAULT_QUERY_TOKENS
     if expansion is not None and expansion["strategy"] == "fixed":  # the other strategy, `min`, is a floor only
         query_tokens = expansion["length"]
+    if longest is not None:  # the library's own limit counts the rows of padding
+        query_tokens = min(int(query_tokens), longest)
     query = _markers(tokenizer, prompts.get("query") or "", folder)
     passage = _markers(tokenizer, prompts.get("document") or "", folder)
     words = masks[0].skiplist_words if masks else []
@@ -104,7 +106,6 @@ def load_pylate(folder: Path) -> tuple[Any, Any, EncodingConvention, Any, list[A
         ),
         passage=Side(
             *passage,
-            # The library cuts at the trunk's positions too.
             max_tokens=min(int(first.document_length or limit or DEFAULT_PASSAGE_TOKENS), longest or sys.maxsize),
             skip_ids=tuple(sorted({token for token in known if token is not None})),
         ),

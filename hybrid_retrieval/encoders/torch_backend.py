@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hybrid_retrieval.checkpoints import Copies, Words, all_devices, longest_input, model_name, placement, use_threads
+from hybrid_retrieval.checkpoints import Copies, Words, all_devices, longest_input, model_name, placement
 from hybrid_retrieval.encoders.backend import EncoderBackend
 from hybrid_retrieval.encoders.pylate import load_pylate
 from hybrid_retrieval.encoders.stanford import load_stanford
@@ -25,8 +25,8 @@ class TorchEncoderBackend(EncoderBackend):
     def __init__(self, trunk: Any, projection: Any, *, device: str, dtype: str, threads: int) -> None:
         self._torch = torch = require("torch", "the torch backend")
         placed, chosen = placement(torch, device, dtype)
-        if placed.type == "cpu":
-            use_threads(torch, threads)
+        if threads and placed.type == "cpu":
+            torch.set_num_threads(threads)  # the whole process shares them: 0 leaves them as they are
         self._words = Words(trunk)
         self.trunk, self.projection = trunk.eval().to(chosen), projection.eval().to(chosen)
         self._copies = Copies(torch.nn.ModuleList([self.trunk, self.projection]), all_devices(torch, placed))

@@ -5,6 +5,8 @@ The environment variable HYBRID_RETRIEVAL_KERNELS forces a choice: `auto` (defau
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
 import logging
 import os
 from importlib import metadata
@@ -22,9 +24,12 @@ _LONGEST_VECTOR = 1024  # dimensions that the native kernels take
 
 _native: ModuleType | None
 try:
-    from hybrid_retrieval.kernels import _native
-except ImportError:  # installed without a compiler, or the sources lie in front of what is installed
+    _native = importlib.import_module("hybrid_retrieval.kernels._native")
+except ModuleNotFoundError:  # installed without a compiler, or the sources lie in front of what is installed
     _native = None
+except ImportError as error:
+    _native = None
+    logger.warning("the compiled kernels cannot be loaded (%s): NumPy and onnxruntime do their work, slower", error)
 
 
 def shadowed() -> Path | None:
@@ -42,7 +47,7 @@ def shadowed() -> Path | None:
     return None
 
 
-if _native is None and (_installed := shadowed()) is not None:
+if importlib.util.find_spec("hybrid_retrieval.kernels._native") is None and (_installed := shadowed()) is not None:
     logger.warning(
         "the sources in %s are in use, without compiled kernels, and not the package installed in %s: run Python from "
         "another folder",

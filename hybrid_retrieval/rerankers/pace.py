@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import functools
+import os
 import threading
 import time
+import weakref
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -29,6 +32,8 @@ class Pace:
         self._lock = threading.Lock()
         self._running, self._alone, self._looked, self._observed = 0, 0.0, clock(), -STALE
         self._warm = False
+        if hasattr(os, "register_at_fork"):
+            os.register_at_fork(after_in_child=functools.partial(_renew, weakref.ref(self)))
 
     @contextmanager
     def timing(self, tokens: int) -> Iterator[None]:
@@ -79,3 +84,10 @@ class Pace:
 
     def _shared(self, running: int) -> float:
         return max(1.0, running / self._together)
+
+
+def _renew(known: weakref.ref[Pace]) -> None:
+    """In a process that was forked: the batches that ran are the other's, and so is whoever held the lock."""
+    pace = known()
+    if pace is not None:
+        pace._lock, pace._running = threading.Lock(), 0

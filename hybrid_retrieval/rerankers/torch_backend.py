@@ -23,15 +23,15 @@ from hybrid_retrieval.checkpoints import (
     model_name,
     placement,
     quiet_transformers,
-    use_threads,
     weight_files,
 )
-from hybrid_retrieval.errors import ModelError, ModelSettingsError, OutOfTime
+from hybrid_retrieval.errors import ModelError, ModelSettingsError
 from hybrid_retrieval.model_files import fingerprint, read_json
 from hybrid_retrieval.optional import require
 from hybrid_retrieval.rerankers.backend import RerankerBackend
 from hybrid_retrieval.rerankers.loading import FLAG_MAX_TOKENS, limits
 from hybrid_retrieval.rerankers.pairs import convention_of
+from hybrid_retrieval.time_limits import OutOfTime
 
 if TYPE_CHECKING:
     from hybrid_retrieval.rerankers.recorded import Recordings
@@ -69,8 +69,8 @@ class TorchRerankerBackend(RerankerBackend):
 
         config, self._words = model.config, Words(model)
         placed, chosen = placement(torch, device, "bfloat16" if dtype == FLOAT8 else dtype)
-        if placed.type == "cpu":
-            use_threads(torch, threads)
+        if threads and placed.type == "cpu":
+            torch.set_num_threads(threads)  # the whole process shares them: 0 leaves them as they are
         places = all_devices(torch, placed) if devices is None else list(devices)
         unpaddable = unpadded.is_supported(model) and all(
             unpadded.has_varlen_attention(place, chosen, model) for place in places
@@ -88,8 +88,9 @@ class TorchRerankerBackend(RerankerBackend):
             self.model.to_float8()
         self._copies = Copies(self.model, places)
         self._running = _Running()
-        self.stops = all(place.type == "cpu" for place in places)  # a card works off what the processor is done with
-        for copied, _ in self._copies.all if self.stops else ():
+        # Until a layer was seen to look at the clock. A card works off what the processor is done with.
+        self.stops = False
+        for copied, _ in self._copies.all if all(place.type == "cpu" for place in places) else ():
             lists = [module for module in copied.modules() if isinstance(module, torch.nn.ModuleList)]
             for layer in max(lists, key=len, default=()):
                 layer.register_forward_pre_hook(self._look_at_the_clock)
@@ -114,11 +115,15 @@ class TorchRerankerBackend(RerankerBackend):
         run = self._padded if self.padded else self._unpadded
         with self._copies.taken(ends) as (model, device), self._torch.inference_mode():
             self._running.ends = ends
-            found = run(model, device, ids, mask, types)
+            try:
+                found = run(model, device, ids, mask, types)
+            finally:
+                self._running.ends = math.inf
             logits: NDArray[np.float32] = found.float().reshape(-1).cpu().numpy()
         return logits
 
     def _look_at_the_clock(self, *_: Any) -> None:
+        self.stops = True
         if time.perf_counter() > self._running.ends:
             raise OutOfTime
 
@@ -168,16 +173,17 @@ def torch_parts(
     check_complete(folder, found["missing_keys"])
     pad_id = config.pad_token_id if config.pad_token_id is not None else 0
     convention = convention_of(tokenizer, pad_id, token_types=getattr(config, "type_vocab_size", 1) > 1)
-    longest = longest_input(model)
-    if longest is None or config.is_encoder_decoder:
+    longest = longest_input(model) or getattr(config, "max_position_embeddings", None)
+    if not isinstance(longest, int) or longest < 1 or config.is_encoder_decoder:
         raise ModelError(
             f"{folder}: a classifier of the kind '{config.model_type}' is not known to this release: expected an "
             "encoder with a limit of positions (BERT, XLM-R, ModernBERT, ...)"
         )
     prompts = read_json(folder / PROMPTS) if (folder / PROMPTS).exists() else {}
-    if prompts.get("default_prompt_name"):
+    named = prompts.get("default_prompt_name")
+    if named and (prompts.get("prompts") or {}).get(named, "?"):
         raise ModelError(
-            f"{folder / PROMPTS}: the default prompt '{prompts['default_prompt_name']}' is not known to this release, "
+            f"{folder / PROMPTS}: the default prompt '{named}' is not known to this release, "
             "and without it logits would be other ones: put it before each query, and drop the key"
         )
     own = min(FLAG_MAX_TOKENS, longest)

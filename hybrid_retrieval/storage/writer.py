@@ -48,7 +48,7 @@ class IndexWriter:
 
     def __init__(self, path: Path, lock: int, made_folder: bool, journal: dict[str, Any] | None) -> None:
         self.path, self.building = path, path / layout.BUILDING
-        self._lock, self._made_folder = lock, made_folder
+        self._lock, self._made_folder, self._process = lock, made_folder, os.getpid()
         self.journal = journal
         self.finished_earlier = False
 
@@ -251,7 +251,8 @@ class IndexWriter:
     def close(self) -> None:
         """Release the lock."""
         if self._lock >= 0:
-            fcntl.flock(self._lock, fcntl.LOCK_UN)  # closing alone would leave it with a process forked meanwhile
+            if os.getpid() == self._process:  # closing alone would leave the lock with a process forked meanwhile
+                fcntl.flock(self._lock, fcntl.LOCK_UN)
             os.close(self._lock)
             self._lock = -1
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -98,6 +100,16 @@ def test_batches_beside_each_other_count_for_what_they_would_take_alone(together
     assert pace.predict(100) == pytest.approx(alone)
     with pace.timing(100):
         assert pace.predict(100) == pytest.approx(alone * 2 / together)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_batches_of_the_process_that_was_forked_do_not_run_in_the_fork() -> None:
+    pace, _ = learned((100, 0.01))
+    with pace.timing(100), pace._lock:  # held by a thread that the fork has not
+        child = os.fork()
+        if child == 0:
+            os._exit(0 if pace.predict(100) == pytest.approx(0.01) else 1)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
 def test_a_batch_that_was_stopped_took_so_long_at_least() -> None:

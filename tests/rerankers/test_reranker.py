@@ -13,9 +13,10 @@ import numpy as np
 import pytest
 
 from hybrid_retrieval import Encoder, Passage, Reranker
-from hybrid_retrieval.errors import InputError, ModelError, OutOfTime, QueryError
+from hybrid_retrieval.errors import InputError, ModelError, QueryError
 from hybrid_retrieval.kernels import dispatch
 from hybrid_retrieval.ragged import Ragged
+from hybrid_retrieval.time_limits import OutOfTime
 from tests.rerankers.tiny_reranker import NAN_WORD, description, logit, write_tiny_reranker
 
 native = pytest.mark.skipif(dispatch.variant() == dispatch.NUMPY, reason="needs the compiled kernels")
@@ -410,6 +411,31 @@ def test_a_batch_is_stopped_at_its_time(backend: str, count: int) -> None:
     assert time.perf_counter() - began < half
     again = reranker.scorer.score_pairs([pairs], time.perf_counter() + 600)[0]
     np.testing.assert_allclose(again, whole, atol=0 if backend == "native" else 1e-5)
+
+
+@native
+def test_an_error_of_its_own_is_no_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
+    reranker = Reranker.load(backend="native", cached_pairs=0, threads=2)
+    trunk = reranker.scorer.backend._trunk  # type: ignore[attr-defined]
+    run = trunk._run
+
+    def failing(rows: Any, *rest: Any) -> Any:
+        if min(map(len, rows)) < 20:
+            raise MemoryError("no more")
+        return run(rows, *rest)
+
+    monkeypatch.setattr(trunk, "_run", failing)
+    pairs = reranker.pair(QUERY, reranker.tokenize(["the river runs by the old house " * 60, "a house"]))
+    for ends in (float("inf"), time.perf_counter() + 600):
+        with pytest.raises(MemoryError):
+            reranker.scorer.score_pairs([pairs], ends)
+
+
+@pytest.mark.parametrize("backend", ["onnx", pytest.param("native", marks=native)])
+def test_an_end_beyond_what_the_system_can_wait_for_is_none(folder: Path, backend: str) -> None:
+    reranker = Reranker.load(backend=backend, cached_pairs=0)
+    pairs = reranker.pair(QUERY, reranker.tokenize(["a house"] * 4))
+    assert len(reranker.scorer.score_pairs([pairs], 1e300)[0]) == 4
 
 
 @native

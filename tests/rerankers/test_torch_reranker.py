@@ -14,9 +14,10 @@ import pytest
 from hybrid_retrieval import Reranker
 from hybrid_retrieval.batching import pad
 from hybrid_retrieval.checkpoints import longest_input
-from hybrid_retrieval.errors import InputError, ModelError, OutOfTime
+from hybrid_retrieval.errors import InputError, ModelError
 from hybrid_retrieval.kernels import dispatch
 from hybrid_retrieval.rerankers.export import export_reranker
+from hybrid_retrieval.time_limits import OutOfTime
 from tests.parity.checkpoints import bert_tokenizer_json, make_bert_reranker, make_xlmr_reranker, xlmr_tokenizer_json
 
 torch = pytest.importorskip("torch")
@@ -162,13 +163,16 @@ def test_limits_follow_flag_reranker_and_the_models_positions(checkpoint: Path) 
         Reranker.load(str(checkpoint), device="cpu", max_tokens=longest + 1)
 
 
-@pytest.mark.parametrize(("kind", "longest"), [("Mpnet", 60), ("XLMRoberta", 60), ("Bert", 62), ("Electra", 62)])
+@pytest.mark.parametrize(
+    ("kind", "longest"), [("Mpnet", 60), ("XLMRoberta", 60), ("Bert", 62), ("Electra", 62), ("Nystromformer", 62)]
+)
 def test_the_rows_of_padding_are_no_positions(kind: str, longest: int) -> None:
     """As many tokens run as are said to, and one more is too many."""
     names = {"Mpnet": "MPNet"}
     config = getattr(transformers, f"{names.get(kind, kind)}Config")(
         vocab_size=50, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16,
-        embedding_size=16, max_position_embeddings=62, pad_token_id=1, num_labels=1,
+        embedding_size=16, max_position_embeddings=62, pad_token_id=1, num_labels=1, segment_means_seq_length=62,
+        num_landmarks=62,
     )  # fmt: skip
     model = getattr(transformers, f"{names.get(kind, kind)}ForSequenceClassification")(config).eval()
     assert longest_input(model) == longest
@@ -204,14 +208,6 @@ def test_a_prompt_that_would_be_missed_is_refused(tmp_path: Path) -> None:
     settings.write_text('{"prompts": {"query": "find: "}, "default_prompt_name": "query"}')
     with pytest.raises(ModelError, match="the default prompt 'query' is not known"):
         Reranker.load(str(folder))
-
-
-def test_threads_are_those_of_the_model_that_was_loaded_last(tmp_path: Path) -> None:
-    folder, before = str(make_bert_reranker(tmp_path)), torch.get_num_threads()
-    Reranker.load(folder, threads=before + 1)
-    assert torch.get_num_threads() == before + 1
-    Reranker.load(folder)
-    assert torch.get_num_threads() == before
 
 
 def test_impossible_placements_are_named(checkpoint: Path) -> None:

@@ -368,6 +368,17 @@ def test_a_process_that_was_forked_meanwhile_does_not_keep_the_lock(tmp_path: Pa
         os.waitpid(child, 0)
 
 
+def test_a_forked_process_does_not_release_the_lock(tmp_path: Path) -> None:
+    with IndexWriter.create(tmp_path / "x") as writer:
+        child = os.fork()
+        if child == 0:
+            writer.close()
+            os._exit(0)
+        os.waitpid(child, 0)
+        with pytest.raises(IndexLockedError):
+            IndexWriter.create(tmp_path / "x")
+
+
 def test_an_open_snapshot_outlives_its_replacement(index: Path) -> None:
     old = Snapshot.open(index)
     build_index(make_passages(5, seed=9), index, encoder=HashEncoder(), overwrite=True)
