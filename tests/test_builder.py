@@ -382,6 +382,10 @@ class Wrong(HashEncoder):
         vectors, offsets = super().encode_windows(texts, overlap_tokens)
         if self.kind == "nan":
             vectors.data[0, 0] = np.nan
+        elif self.kind == "length":
+            vectors.data[0] *= 1.02
+        elif self.kind == "whole numbers":
+            vectors = Ragged(vectors.data.astype(np.int8), vectors.offsets)
         elif self.kind == "dimensions":
             vectors = Ragged(vectors.data[:, :32].copy(), vectors.offsets)
         else:
@@ -389,7 +393,7 @@ class Wrong(HashEncoder):
         return vectors, offsets
 
 
-@pytest.mark.parametrize("kind", ["nan", "dimensions", "windows"])
+@pytest.mark.parametrize("kind", ["nan", "length", "whole numbers", "dimensions", "windows"])
 def test_impossible_output_of_an_encoder_is_an_error(tmp_path: Path, kind: str) -> None:
     with pytest.raises(ModelError, match="hash gave"):
         build(tmp_path / "x", encoder=Wrong(kind))

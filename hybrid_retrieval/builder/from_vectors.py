@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from hybrid_retrieval.builder.models import UNIT_TOLERANCE
 from hybrid_retrieval.builder.placing import nearest_on
 from hybrid_retrieval.builder.pooling import pool_windows
 from hybrid_retrieval.codec import MOST_SAMPLE_VECTORS, train_codec
@@ -20,7 +21,6 @@ from hybrid_retrieval.storage.layout import PASSAGE_FILES, VECTOR_FILES
 from hybrid_retrieval.storage.passages import encode_id
 from hybrid_retrieval.types import check_flag, check_path
 
-UNIT_TOLERANCE = 1e-2
 BLOCK_VECTORS = 65_536
 POOLED_PASSAGES = 256
 
@@ -118,9 +118,10 @@ def check_ids(ids: Sequence[str]) -> list[bytes]:
 
 def check_unit_vectors(data: NDArray[Any], offsets: NDArray[np.int64]) -> Ragged:
     """The rows of unit vectors. Raises `ArrayError` that says what was expected and what came."""
-    if not isinstance(data, np.ndarray) or data.ndim != 2 or data.dtype not in (np.float16, np.float32):
-        shape, dtype = getattr(data, "shape", None), getattr(data, "dtype", type(data).__name__)
-        raise ArrayError(f"vectors must be float16 or float32 [T, D], got {dtype} of shape {shape}")
+    if not isinstance(data, np.ndarray) or isinstance(data, np.ma.MaskedArray):
+        raise ArrayError(f"vectors must be a NumPy array, float16 or float32 [T, D], got {type(data).__name__}")
+    if data.ndim != 2 or data.dtype not in (np.float16, np.float32):
+        raise ArrayError(f"vectors must be float16 or float32 [T, D], got {data.dtype} of shape {data.shape}")
     if data.shape[1] == 0 or data.shape[1] % 8:
         raise ArrayError(f"vectors must have dimensions in multiples of 8, got {data.shape[1]}")
     rows = Ragged(data, offsets)

@@ -10,6 +10,9 @@ from numpy.typing import NDArray
 from hybrid_retrieval.errors import ModelError
 from hybrid_retrieval.ragged import Ragged
 
+# How far from 1 the length of a vector may be.
+UNIT_TOLERANCE = 1e-2
+
 
 class WindowEncoder(Protocol):
     """What a build asks of an encoder."""
@@ -34,7 +37,10 @@ class PassageTokenizer(Protocol):
 
 
 def check_encoded(encoder: WindowEncoder, vectors: Ragged, offsets: NDArray[np.int64], passages: int) -> None:
-    """Raise `ModelError` unless windows and offsets fit the passages and every number is finite."""
+    """Raise `ModelError` unless windows and offsets fit the passages and every vector is of unit length."""
+    if not isinstance(vectors, Ragged) or vectors.data.dtype.kind != "f":
+        given = vectors.data.dtype if isinstance(vectors, Ragged) else type(vectors).__name__
+        raise ModelError(f"{encoder.name} gave vectors as {given}; a Ragged of floats was expected")
     shape = vectors.data.shape
     if len(shape) != 2 or shape[1] != encoder.dimensions:
         raise ModelError(f"{encoder.name} gave vectors of shape {shape}; [T, {encoder.dimensions}] was expected")
@@ -44,3 +50,7 @@ def check_encoded(encoder: WindowEncoder, vectors: Ragged, offsets: NDArray[np.i
         )
     if not np.isfinite(vectors.data).all():
         raise ModelError(f"{encoder.name} gave a NaN or an infinity")
+    lengths = np.sqrt(np.einsum("td,td->t", vectors.data, vectors.data, dtype=np.float32))
+    off = np.abs(lengths - 1) > UNIT_TOLERANCE
+    if off.any():
+        raise ModelError(f"{encoder.name} gave a vector of length {lengths[off][0]:.4f}; all must be of unit length")

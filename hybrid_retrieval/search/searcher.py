@@ -261,7 +261,7 @@ class Searcher:
 
     def _checked(self, query: NDArray[Any]) -> Float32:
         wanted = f"a float array [Lq, {self.snapshot.dimensions}]"
-        if not isinstance(query, np.ndarray):
+        if not isinstance(query, np.ndarray) or isinstance(query, np.ma.MaskedArray):
             raise ArrayError(f"query vectors must be {wanted}, got {type(query).__name__}")
         if query.ndim != 2 or query.dtype.kind != "f" or query.shape[1] != self.snapshot.dimensions:
             raise ArrayError(f"query vectors must be {wanted}, got {query.dtype} of shape {query.shape}")
