@@ -127,7 +127,7 @@ def _embedded_encoder() -> str:
 
 def _embedded_reranker() -> str:
     reranker = Reranker.load("embedded")
-    return f"{reranker.name}: pairs to {reranker.max_tokens} tokens"
+    return f"{reranker.name}: pairs to {reranker.max_tokens} tokens, longer passages in windows"
 
 
 def _machine() -> str:

@@ -22,7 +22,7 @@ from hybrid_retrieval.builder import (
 from hybrid_retrieval.config import Device, PipelineConfig
 from hybrid_retrieval.corpus.readers import read_corpus
 from hybrid_retrieval.corpus.records import to_passage
-from hybrid_retrieval.errors import CorpusError, InputError, ModelMismatchError, QueryError, StorageError
+from hybrid_retrieval.errors import ConfigError, CorpusError, InputError, ModelMismatchError, QueryError, StorageError
 from hybrid_retrieval.ragged import Ragged
 from hybrid_retrieval.search import Searcher
 from hybrid_retrieval.storage import Snapshot, verify
@@ -293,6 +293,19 @@ class Index:
     def config(self) -> dict[str, Any]:
         """The configuration that the index was built with."""
         config: dict[str, Any] = self._snapshot.manifest.body["config"]
+        return config
+
+    def own_config(self) -> PipelineConfig:
+        """The configuration that queries of text take where none is given: the one that the index was built with.
+
+        Raises `ConfigError` where nobody knows how to encode a query: the index was made from vectors.
+        """
+        config = PipelineConfig.from_stored(self.config, source=f"{self.path} (its own configuration)")
+        if self.encoder is None and config.encoder.model == "embedded":
+            raise ConfigError(
+                f"{self.path} was made from vectors, and says of no encoder for queries: give a configuration that "
+                "names it (--config; from_config(FILE, index=...)), or search by vectors (Index.search)"
+            )
         return config
 
     @property

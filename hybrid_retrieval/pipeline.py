@@ -96,7 +96,7 @@ class Pipeline:
         if not isinstance(index, Index):
             index = Index.open(index)
         if config is None:
-            config = PipelineConfig.from_stored(index.config, source=f"{index.path} (its own configuration)")
+            config = index.own_config()
         elif isinstance(config, (str, Path)):
             config = PipelineConfig.load(config)
         elif not isinstance(config, PipelineConfig):
@@ -118,8 +118,8 @@ class Pipeline:
     ) -> Ranking:
         """The k best passages for one query.
 
-        num_candidates: passages that the reranker scores; by default the configuration's, and never fewer than k. If
-        fewer than k are asked for, the rest follow in stage 1's order with no reranker score.
+        num_candidates: passages that the reranker scores; by default the configuration's, and no fewer than k. Of fewer
+        than k that are asked for here, the rest follow in stage 1's order with no reranker score.
         rerank: False stops after stage 1, where num_candidates and deadline_ms have nothing to act on.
         deadline_ms: milliseconds from now after which the best ranking so far is returned: stage 2 goes in rounds, and
         what has no score by then goes without (`Ranking.rescored` and a note say how far it got). Stage 1 is never cut

@@ -25,8 +25,9 @@ class Ragged:
     def __post_init__(self) -> None:
         offsets = self.offsets
         if not isinstance(offsets, np.ndarray) or offsets.ndim != 1 or offsets.dtype != np.int64:
-            shape, dtype = getattr(offsets, "shape", None), getattr(offsets, "dtype", type(offsets).__name__)
-            raise ArrayError(f"offsets must be an int64 array [N + 1], got {dtype} of shape {shape}")
+            array = isinstance(offsets, np.ndarray)
+            given = f"{offsets.dtype} of shape {offsets.shape}" if array else type(offsets).__name__
+            raise ArrayError(f"offsets must be an int64 array [N + 1], got {given}")
         if len(offsets) == 0 or offsets[0] != 0 or offsets[-1] != len(self.data):
             ends = "none" if len(offsets) == 0 else f"{offsets[0]} to {offsets[-1]}"
             raise ArrayError(f"offsets must run from 0 to the number of rows of data ({len(self.data)}), got {ends}")

@@ -132,8 +132,16 @@ class Ranking(Sequence[Hit]):
                 "'fitted' and its file, with the stages that it was fitted for)"
             )
         kept = np.flatnonzero(self.probabilities >= probability)
+        unknown = int(np.isnan(self.probabilities).sum())
+        notes = self.notes
+        if unknown:
+            notes += (f"{unknown} of {len(self)} hits were not rescored: they have no probability, and are left out",)
+        if not len(kept) and unknown < len(self):
+            best = float(np.nanmax(self.probabilities))
+            notes += (f"no passage is relevant with a probability of {probability:g}: the best has {best:.3f}",)
         return dataclasses.replace(
             self,
+            notes=notes,
             ids=tuple(self.ids[i] for i in kept),
             scores=self.scores[kept],
             retrieval_scores=None if self.retrieval_scores is None else self.retrieval_scores[kept],

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from hybrid_retrieval import Index
@@ -482,3 +483,27 @@ def test_a_table_is_reranked_by_its_records(run, tmp_path: Path) -> None:  # typ
     table.write_text('id,text\nb,"Vaccines train the immune system, slowly."\na,Tides follow the moon.\n')
     result = run("rerank", "how do vaccines work?", "--passages", table, "--json")
     assert [hit["passage_id"] for hit in json.loads(result.out)["hits"]] == ["b", "a"]
+
+
+def test_text_is_no_query_of_an_index_of_vectors(run, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    """Whose encoder nobody knows: the embedded one's vectors would fit, and mean nothing."""
+    index = tmp_path / "vectors"
+    Index.from_vectors(index, ["a"], np.eye(256, dtype=np.float32)[:4], np.array([0, 4]))
+    assert "was made from vectors" in one_line(run("query", index, "hello"))
+    config = tmp_path / "config.yaml"
+    config.write_text("encoder:\n  model: embedded\nreranker:\n  model: none\n")
+    assert run("query", index, "hello", "--config", config).code == 0
+
+
+def test_notes_of_a_run_go_to_standard_error(run, small_index: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    queries = tmp_path / "queries.tsv"
+    queries.write_text("1\tvaccines\n2\ttides\n")
+    result = run("query", small_index, "--queries", queries, "--format", "trec", "--deadline-ms", 0.001)
+    assert all(line.split()[1] == "Q0" for line in result.out.splitlines())
+    assert "note: query '1': the deadline of 0.001 ms left no time" in result.err and "1 more notes" in result.err
+
+
+def test_a_finished_build_has_nothing_left_to_resume(run, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    corpus, index = write_corpus(tmp_path / "corpus.jsonl"), tmp_path / "index"
+    run("build", corpus, index)
+    assert "complete already" in run("build", corpus, index, "--resume").out

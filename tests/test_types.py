@@ -96,3 +96,12 @@ def test_errors_reach_another_process() -> None:
     error = OptionalDependencyError("pyarrow", "parquet", "Reading Parquet")
     copied = pickle.loads(pickle.dumps(error))
     assert (str(copied), copied.package, copied.extra) == (str(error), "pyarrow", "parquet")
+
+
+def test_a_threshold_says_what_it_left_out() -> None:
+    scores, probabilities = np.array([3, 2, 1], np.float32), np.array([0.6, 0.2, np.nan], np.float32)
+    ranking = Ranking(("a", "b", "c"), scores, probabilities=probabilities)
+    assert ranking.at_least(0.5).ids == ("a",)
+    left_out = "1 of 3 hits were not rescored: they have no probability, and are left out"
+    assert ranking.at_least(0.5).notes == (left_out,)
+    assert ranking.at_least(0.9).notes[1] == "no passage is relevant with a probability of 0.9: the best has 0.600"

@@ -12,6 +12,7 @@ from hybrid_retrieval.cli.output import NamedPath, echo_json, echo_made, human_b
 from hybrid_retrieval.config import PipelineConfig
 from hybrid_retrieval.index import Index, load_encoder, load_reranker
 from hybrid_retrieval.storage.layout import BUILDING, JOURNAL
+from hybrid_retrieval.storage.manifest import newest_version
 
 
 @click.command()
@@ -39,7 +40,11 @@ def build(
     overwrite: bool,
     as_json: bool,
 ) -> None:
-    """Build INDEX from CORPUS: a .jsonl, .csv, .tsv or .parquet file, a folder of texts, or a BEIR folder."""
+    """Build INDEX from CORPUS.
+
+    CORPUS is a .jsonl, .csv, .tsv or .parquet file of records, a .txt or .md file (one passage), a folder of those
+    texts, or a BEIR folder; all but .parquet may be gzipped.
+    """
     settings = PipelineConfig.load(config) if config else PipelineConfig()
     section = settings.index
     if nbits is not None:
@@ -49,6 +54,7 @@ def build(
     if no_title:
         section = dataclasses.replace(section, include_title=False)
     settings = dataclasses.replace(settings, index=section)
+    before = newest_version(Path(index)) if resume else None
     start = time.perf_counter()
     try:
         with progress_bar(quiet=as_json) as progress:
@@ -72,6 +78,9 @@ def build(
         raise click.ClickException(
             f"{os_reason(error)}; once that is mended, the same command with --resume continues the build"
         ) from None
+    if before == made.version and not as_json:
+        click.echo(f"{index}: complete already, {made.passages:,} passages; nothing was left to do")
+        return
     echo_made(index, made.info(), time.perf_counter() - start, as_json)
 
 

@@ -115,6 +115,6 @@ def show(fit: Fit, file: FusionFile, out: str | None) -> None:
         )
     console.print(reliability)
     console.print(f"Brier score {found.brier:.4f}, expected calibration error {found.calibration_error:.4f}")
-    console.print(f"rerank, weight {fit.weight:g}" if fit.rerank else "do not rerank: stage 1 alone is as good")
+    console.print(f"rerank, weight {fit.weight:g}" if fit.rerank else "do not rerank: these questions show no gain")
     if out:
         console.print(Text(f"{out}: use it with  fusion: {{method: fitted, file: {out}}}"), soft_wrap=True)

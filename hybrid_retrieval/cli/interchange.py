@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 
 import click
 
 from hybrid_retrieval.cli.output import NamedPath, echo_json, echo_made, progress_bar
 from hybrid_retrieval.index import Index
+from hybrid_retrieval.interchange.sources import COLLECTION
 
 
 @click.command("import-colbert")
@@ -29,8 +31,15 @@ def import_colbert(folder: str, index: str, collection: str | None, overwrite: b
         click.echo(
             "Queries stop after stage 1: a --config that names a reranker adds the second stage."
             if collection
-            else "Queries stop after stage 1, as the index holds no texts: give a --collection to add the second stage."
+            else f"Queries stop after stage 1, as the index holds no texts: give {_collection(folder)} to add the "
+            "second stage."
         )
+
+
+def _collection(folder: str) -> str:
+    """What to import texts with: the collection that an export of ours left, if one is there."""
+    ours = Path(folder) / COLLECTION
+    return f"--collection {ours}" if ours.exists() else "a --collection"
 
 
 @click.command("export-colbert")

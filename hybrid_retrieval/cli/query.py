@@ -26,11 +26,7 @@ from hybrid_retrieval.types import Hit, Query, Ranking, check_count, check_proba
 
 def open_config(index: Index, config: str | None) -> PipelineConfig:
     """The configuration in a file, or else the one that an index was built with."""
-    return (
-        PipelineConfig.load(config)
-        if config
-        else PipelineConfig.from_stored(index.config, source=f"{index.path} (its own)")
-    )
+    return PipelineConfig.load(config) if config else index.own_config()
 
 
 def open_pipeline(index: str, config: str | None, *, exact: bool = False, rerank: bool = True) -> Pipeline:
@@ -101,6 +97,7 @@ def query(
     pipeline = open_pipeline(index, config, exact=exact, rerank=not no_rerank)
     for option, value in (("--num-candidates", num_candidates), ("--deadline-ms", deadline_ms)):
         check_for_reranker(pipeline, option, value)
+    noted: list[str] = []
     for one in asked:
         try:
             start = time.perf_counter()
@@ -115,9 +112,12 @@ def query(
         elif form == "trec":
             for line in trec_lines(one.query_id, ranking.ids, ranking.scores, tag="hybrid_retrieval"):
                 click.echo(line)
+            noted += [f"query '{one.query_id}': {note}" for note in ranking.notes]
         else:
             show_ranking(one, ranking, seconds)
         sys.stdout.flush()
+    if noted:  # a run has no room for them
+        click.echo(f"note: {noted[0]}" + (f" (and {len(noted) - 1:,} more notes)" if noted[1:] else ""), err=True)
 
 
 @click.command()
@@ -177,8 +177,9 @@ def show_ranking(asked: Query, ranking: Ranking, seconds: float) -> None:
     """One ranking as a table, with both stages' ranks and scores."""
     console = table_console()
     table = Table(title=Text(asked.text), title_justify="left", box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    calibrated = ranking.probabilities is not None
-    for name in ("rank", "score", "MaxSim", "MaxSim rank", "reranker", *(["probability"] if calibrated else [])):
+    calibrated, retrieved = ranking.probabilities is not None, ranking.retrieval_scores is not None
+    stage_1 = ("MaxSim", "MaxSim rank") if retrieved else ()
+    for name in ("rank", "score", *stage_1, "reranker", *(["probability"] if calibrated else [])):
         table.add_column(name, justify="right", no_wrap=True)
     longest_id = max((len(passage_id) for passage_id in ranking.ids), default=0)
     table.add_column("passage", no_wrap=True, max_width=40)
@@ -189,8 +190,7 @@ def show_ranking(asked: Query, ranking: Ranking, seconds: float) -> None:
         table.add_row(
             str(hit.rank),
             f"{hit.score:.3f}",
-            "" if hit.retrieval_score is None else f"{hit.retrieval_score:.3f}",
-            "" if hit.retrieval_rank is None else str(hit.retrieval_rank),
+            *([f"{hit.retrieval_score:.3f}", str(hit.retrieval_rank)] if retrieved else []),
             "" if hit.reranker_score is None else f"{hit.reranker_score:.3f}",
             *(["" if hit.probability is None else f"{hit.probability:.3f}"] if calibrated else []),
             Text(hit.passage_id),

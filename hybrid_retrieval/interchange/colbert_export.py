@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from hybrid_retrieval.codec import ResidualCodec
 from hybrid_retrieval.errors import IndexDamagedError, IndexExistsError, InputError
-from hybrid_retrieval.interchange.sources import ENCODER, PASSAGE_IDS
+from hybrid_retrieval.interchange.sources import COLLECTION, ENCODER, PASSAGE_IDS
 from hybrid_retrieval.interchange.torch_files import Blocks, save_tensors
 from hybrid_retrieval.storage import Segment, Snapshot
 from hybrid_retrieval.storage.files import canonical_json, sync_files, sync_folder
@@ -27,7 +27,6 @@ CHUNK_PASSAGES = 25_000  # as colbert-ai cuts them
 BLOCK_TOKENS = 1 << 18
 BLOCK_CENTROIDS = 1 << 12
 
-COLLECTION = "collection.tsv"
 _OUR_FILES = re.compile(
     r"(plan|metadata|passage_ids|encoder_identity|doclens\.\d+|\d+\.metadata)\.json|collection\.tsv"
     r"|(centroids|buckets|avg_residual|ivf|ivf\.pid|\d+\.codes|\d+\.residuals)\.pt"

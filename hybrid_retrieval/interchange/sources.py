@@ -21,9 +21,10 @@ from hybrid_retrieval.errors import ArrayError, IndexNotFoundError, InputError
 from hybrid_retrieval.interchange.torch_files import open_tensor, open_tensors
 from hybrid_retrieval.kernels.reference import NBITS
 
-# What `export_colbert` leaves beside colbert-ai's files, which knows neither.
+# What `export_colbert` leaves beside colbert-ai's files.
 PASSAGE_IDS = "passage_ids.json"
 ENCODER = "encoder_identity.json"
+COLLECTION = "collection.tsv"
 QUERY_SETTINGS = ("query_maxlen", "attend_to_mask_tokens", "query_token_id")
 
 

@@ -92,7 +92,10 @@ class IndexWriter:
             self.finished_earlier = True
         unfinished = (self.building / layout.JOURNAL).exists()
         if newest_version(self.path) is not None and not overwrite and not resume:
-            raise IndexExistsError(f"{self.path}: an index is there already; --overwrite (overwrite=True) replaces it")
+            begun = ", and with --resume goes on with the interrupted build that is there" if unfinished else ""
+            raise IndexExistsError(
+                f"{self.path}: an index is there already; --overwrite (overwrite=True) replaces it{begun}"
+            )
         if unfinished and not resume and not overwrite:
             raise IndexExistsError(
                 f"{self.path}: an interrupted build is there; continue it with --resume (resume=True), "
