@@ -173,9 +173,9 @@ def _version(package: str, alternative: str) -> str:
 def _kernels() -> str | Check:
     names = dispatch.variants()
     if names == [dispatch.NUMPY]:
-        installed = dispatch.shadowed()
-        if installed is not None:
-            return Check("native kernels", "absent", f"in {installed}, hidden by sources in front: run from elsewhere")
+        if dispatch.hidden is not None:
+            detail = f"in {dispatch.hidden}, hidden by sources in front: run from elsewhere"
+            return Check("native kernels", "absent", detail)
         detail = (
             "not compiled: NumPy and onnxruntime do their work, slower; install again where there is a C++ compiler"
         )

@@ -100,12 +100,6 @@ class Index:
                 stage = dataclasses.replace(settings.reranker, model=reranker, revision=None)
                 settings = dataclasses.replace(settings, reranker=stage)
             reranker = load_reranker(settings)
-        for what, model, needed in (
-            ("encoder", encoder, "encode_windows"),
-            *([] if reranker is None else [("reranker", reranker, "tokenize")]),
-        ):
-            if not hasattr(model, needed):
-                raise InputError(f"{what} must be a model's name or have a method {needed}, got {model!r:.80}")
         build_index(
             _passages(corpus),
             path,

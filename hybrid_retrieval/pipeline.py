@@ -213,16 +213,15 @@ class Pipeline:
         timings: dict[str, float] = {}
         search = self.config.search
         with _timed(timings, "encode"):
-            vectors = [self.encoder.encode_query(text) for text in texts]
-            notes = [self.encoder.query_notes(text) for text in texts]
+            read = [self.encoder.read_query(text) for text in texts]
         with _timed(timings, "search"):
             found = self.index.searcher.search_batch(
-                vectors, k=k, exact=search.exact, nprobe=search.nprobe, threads=search.threads
+                [vectors for vectors, _ in read], k=k, exact=search.exact, nprobe=search.nprobe, threads=search.threads
             )
         share = {name: spent / len(texts) for name, spent in timings.items()}
         return [
-            _Candidates(text, one.rows, one.scores, dict(share), noted)
-            for text, one, noted in zip(texts, found, notes, strict=True)
+            _Candidates(text, one.rows, one.scores, dict(share), notes)
+            for text, one, (_, notes) in zip(texts, found, read, strict=True)
         ]
 
     def _both_stages(

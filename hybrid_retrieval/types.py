@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import unicodedata
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, overload
@@ -200,6 +200,15 @@ def check_flag(name: str, value: object) -> bool:
     if not isinstance(value, (bool, np.bool_)):
         raise InputError(f"{name} must be True or False, got {value!r:.80}")
     return bool(value)
+
+
+def check_many(call: str, what: str, values: object) -> list[Any]:
+    """The values of any iterable but a string or a mapping, which iterate over something else than is meant. Raises
+    `InputError`."""
+    if isinstance(values, (str, bytes, Mapping)) or not isinstance(values, Iterable):
+        found = "one string" if isinstance(values, str) else type(values).__name__
+        raise InputError(f"{call} takes a sequence of {what}; got {found}")
+    return list(values)
 
 
 def check_path(what: str, value: object) -> Path:

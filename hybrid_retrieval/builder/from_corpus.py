@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hybrid_retrieval.builder.models import PassageTokenizer, WindowEncoder, check_encoded
+from hybrid_retrieval.builder.models import PassageTokenizer, WindowEncoder, check_encoded, check_models
 from hybrid_retrieval.builder.placing import nearest_on
 from hybrid_retrieval.builder.pooling import pool_windows
 from hybrid_retrieval.codec import MOST_SAMPLE_VECTORS, ResidualCodec, train_codec
@@ -75,6 +75,7 @@ def build_index(
     Bad input (`InputError`) leaves nothing behind, and neither does what fails before any passage is encoded; any other
     failure leaves a build that can be resumed, and no index.
     """
+    check_models(encoder, reranker_tokenizer)
     build = _Build(encoder, reranker_tokenizer, config or PipelineConfig(), progress or _silent)
     with IndexWriter.create(path, overwrite=overwrite, resume=resume) as writer:
         fresh = writer.journal is None
@@ -132,8 +133,8 @@ class _Build:
             journal = self._read(writer, journal, corpus)
         else:
             self._check_corpus(journal["corpus"], corpus, f"the interrupted build of {writer.path}")
-            for file in PASSAGE_FILES:
-                with _resuming(writer):
+            with _resuming(writer):
+                for file in PASSAGE_FILES:
                     check_content(writer.building / "segment" / file.name, journal["files"][file.name])
         stored = StoredPassages(writer.building / "segment")
         codec = self._train(writer, journal["codec"], stored)

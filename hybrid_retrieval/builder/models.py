@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hybrid_retrieval.errors import ModelError
+from hybrid_retrieval.errors import InputError, ModelError
 from hybrid_retrieval.ragged import Ragged
 
 # How far from 1 the length of a vector may be.
 UNIT_TOLERANCE = 1e-2
 
 
+@runtime_checkable
 class WindowEncoder(Protocol):
     """What a build asks of an encoder."""
 
@@ -26,6 +27,7 @@ class WindowEncoder(Protocol):
     def encode_windows(self, texts: list[str], overlap_tokens: int = ...) -> tuple[Ragged, NDArray[np.int64]]: ...
 
 
+@runtime_checkable
 class PassageTokenizer(Protocol):
     """What a build asks of a reranker."""
 
@@ -34,6 +36,20 @@ class PassageTokenizer(Protocol):
     @property
     def tokenizer_identity(self) -> str: ...
     def tokenize(self, texts: list[str]) -> Ragged: ...
+
+
+def check_models(encoder: object, reranker: object) -> None:
+    """Raise `InputError` for what cannot be asked what a build asks; a reranker may be None."""
+    if not isinstance(encoder, WindowEncoder):
+        raise InputError(
+            "encoder must be a model's name, or have a name, an identity, dimensions and a method encode_windows, got "
+            f"{encoder!r:.80}"
+        )
+    if reranker is not None and not isinstance(reranker, PassageTokenizer):
+        raise InputError(
+            "reranker must be a model's name, or have a name, a tokenizer_identity and a method tokenize, got "
+            f"{reranker!r:.80}"
+        )
 
 
 def check_encoded(encoder: WindowEncoder, vectors: Ragged, offsets: NDArray[np.int64], passages: int) -> None:

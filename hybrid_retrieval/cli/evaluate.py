@@ -50,7 +50,7 @@ def evaluate(
     as_json: bool,
 ) -> None:
     """Run the queries of DATASET (a BEIR folder) against INDEX and measure the rankings."""
-    from hybrid_retrieval.evaluation.measures import asked_names, parse_measures
+    from hybrid_retrieval.evaluation.measures import named_measures
     from hybrid_retrieval.evaluation.runner import check_collection, missing_passages, run_dataset
 
     if no_rerank and num_candidates is not None:
@@ -58,7 +58,7 @@ def evaluate(
     check_output("--run", run_file)
     if num_candidates is not None:
         check_count("num_candidates", num_candidates, 1)
-    wanted = parse_measures(measures)
+    wanted = named_measures(measures)
     collection = Dataset.open(dataset, split=split)
     if run_file:  # what its columns cannot hold would else be found when all is done
         for query_id, judged in collection.qrels.items():
@@ -70,10 +70,14 @@ def evaluate(
     check_collection(pipeline.index, collection)
     with progress_bar(quiet=as_json) as progress:
         result = run_dataset(
-            pipeline, collection, wanted, sample=sample, num_candidates=num_candidates, progress=progress
+            pipeline,
+            collection,
+            [measure for measure, _ in wanted],
+            sample=sample,
+            num_candidates=num_candidates,
+            progress=progress,
         )
-    names = asked_names(measures)
-    result = dataclasses.replace(result, measures={names[name]: value for name, value in result.measures.items()})
+    result = dataclasses.replace(result, measures={name: result.measures[str(measure)] for measure, name in wanted})
     notes = [] if pipeline.reranker is None or pipeline.fusion.rerank else list(pipeline.fusion.notes(0))
     if missing := missing_passages(pipeline.index, collection, result.run):
         are = "passages that are judged relevant are" if missing > 1 else "passage that is judged relevant is"

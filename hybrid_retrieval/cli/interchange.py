@@ -9,7 +9,6 @@ import click
 
 from hybrid_retrieval.cli.output import NamedPath, echo_json, echo_made, progress_bar
 from hybrid_retrieval.index import Index
-from hybrid_retrieval.interchange.sources import COLLECTION
 
 
 @click.command("import-colbert")
@@ -38,6 +37,8 @@ def import_colbert(folder: str, index: str, collection: str | None, overwrite: b
 
 def _collection(folder: str) -> str:
     """What to import texts with: the collection that an export of ours left, if one is there."""
+    from hybrid_retrieval.interchange.sources import COLLECTION
+
     ours = Path(folder) / COLLECTION
     return f"--collection {ours}" if ours.exists() else "a --collection"
 

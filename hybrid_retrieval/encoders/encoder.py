@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import logging
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,7 +22,7 @@ from hybrid_retrieval.encoders.loading import load_parts
 from hybrid_retrieval.errors import InputError, ModelError
 from hybrid_retrieval.model_files import lasting_name, reader, resolve
 from hybrid_retrieval.ragged import Ragged
-from hybrid_retrieval.types import check_path, check_query, is_blank, is_unicode
+from hybrid_retrieval.types import check_many, check_path, check_query, is_blank, is_unicode
 
 logger = logging.getLogger(__name__)
 
@@ -53,7 +53,7 @@ class Encoder:
         self.name, self.identity, self.dimensions, self.convention = name, identity, dimensions, convention
         self._tokenizer, self._backend, self._batches = tokenizer, backend, Batches(batch_tokens, name)
         self._read = reader(tokenizer)
-        self._cache: Cache[Float32] = Cache(cached_queries)
+        self._cache: Cache[tuple[Float32, tuple[str, ...]]] = Cache(cached_queries)
         self._key = digest(identity)
         self._warned = False
 
@@ -101,12 +101,17 @@ class Encoder:
 
     def encode_query(self, text: str) -> Float32:
         """One query: float32 [Lq, D], read-only. The last queries' vectors are remembered."""
+        return self.read_query(text)[0]
+
+    def read_query(self, text: str) -> tuple[Float32, tuple[str, ...]]:
+        """As `encode_query`, with what is to be known of how the query was read: that it was cut, if it was."""
         check_query(text)
         key = self._key(text.encode())
         found = self._cache.get(key)
         if found is None:
-            found = self.encode_queries([text]).data
-            found.flags.writeable = False
+            rows, (notes,) = self._encode_queries([text])
+            rows.data.flags.writeable = False
+            found = rows.data, notes
             self._cache.put(key, found)
         return found
 
@@ -119,14 +124,17 @@ class Encoder:
         model has weights (their mean over a query is 1), so that MaxSim is a weighted sum.
 
         A query over the checkpoint's limit is cut there, as the convention says, with a warning for the first one; a
-        `Ranking` of a pipeline notes each. Raises
-        `QueryError` for an empty query or one of more than 10,000 characters.
+        `Ranking` of a pipeline notes each. Raises `QueryError` for an empty query, or one of over 10,000 characters.
         """
-        texts = _many(texts, "encode_queries")
-        rows, masks = [], []
+        return self._encode_queries(check_many("encode_queries", "texts", texts))[0]
+
+    def _encode_queries(self, texts: Sequence[str]) -> tuple[Ragged, list[tuple[str, ...]]]:
+        """The rows of `encode_queries`, and each query's notes."""
+        rows, masks, notes = [], [], []
         for text in texts:
             check_query(text)
-            ids = self._query_ids(text)
+            ids, noted = self._query_ids(text)
+            notes.append(noted)
             attended = len(ids)
             expansion = self.convention.query.expansion
             if expansion is not None:
@@ -139,7 +147,7 @@ class Encoder:
         if weights is not None:
             for start, end in itertools.pairwise(found.offsets.tolist()):
                 found.data[start:end] = weights.scaled(found.data[start:end])
-        return found
+        return found, notes
 
     def encode_passages(self, texts: Sequence[str]) -> Ragged:
         """One row a passage, over unit float32 vectors [T, D]; a long passage's row holds all of its windows."""
@@ -152,7 +160,7 @@ class Encoder:
         A passage within the limit is one window; a longer one is split on sentence or word bounds, neighbours sharing
         up to `overlap_tokens`. Raises `InputError` for a passage without text.
         """
-        texts = _many(texts, "encode_windows")
+        texts = check_many("encode_windows", "texts", texts)
         side = self.convention.passage
         rows: list[list[int]] = []
         counts = []
@@ -174,7 +182,7 @@ class Encoder:
         if side == "passage":
             return [piece for window in self.window_tokens(text) for piece in window]
         check_query(text)
-        ids = self._query_ids(text)
+        ids, _ = self._query_ids(text)
         expansion = self.convention.query.expansion
         if expansion is not None:
             ids = ids + [expansion.token_id] * (expansion.length - len(ids))
@@ -189,22 +197,17 @@ class Encoder:
         skipped = set(side.skip_ids)
         return [self._tokenizer.id_to_token(token) for token in ids if token not in skipped]
 
-    def query_notes(self, text: str) -> tuple[str, ...]:
-        """What is to be known of how a query is read: that it is cut, if it is."""
-        room, count = self.convention.query.room, len(self._query_tokens(text))
-        return (f"the query of {count} tokens was cut to the {room} that {self.name} reads",) if count > room else ()
-
-    def _query_tokens(self, text: str) -> list[int]:
-        ids: list[int] = self._tokenizer.encode(self._read(text), add_special_tokens=False).ids
-        return ids
-
-    def _query_ids(self, text: str) -> list[int]:
+    def _query_ids(self, text: str) -> tuple[list[int], tuple[str, ...]]:
+        """A query's ids, cut to what fits, and a note where something was cut off."""
         side = self.convention.query
-        ids = self._query_tokens(text)
-        if len(ids) > side.room and not self._warned:
+        ids: list[int] = self._tokenizer.encode(self._read(text), add_special_tokens=False).ids
+        if len(ids) <= side.room:
+            return side.wrap(ids), ()
+        note = f"the query of {len(ids)} tokens was cut to the {side.room} that {self.name} reads"
+        if not self._warned:
             self._warned = True
-            logger.warning("%s; further ones are not reported here", *self.query_notes(text))
-        return side.wrap(ids[: side.room])
+            logger.warning("%s; further ones are not reported here", note)
+        return side.wrap(ids[: side.room]), (note,)
 
     def _windows(self, text: str, overlap_tokens: int) -> list[list[int]]:
         encoding = self._tokenizer.encode(self._read(text), add_special_tokens=False)
@@ -243,10 +246,3 @@ class Encoder:
 
         self._batches.run([len(row) for row in rows], forward, self._backend.devices)
         return Ragged(data, offsets)
-
-
-def _many(texts: Iterable[str], function: str) -> list[str]:
-    if isinstance(texts, (str, bytes, Mapping)) or not isinstance(texts, Iterable):
-        found = "one string" if isinstance(texts, str) else type(texts).__name__
-        raise InputError(f"{function}: expected a sequence of texts, got {found}")
-    return list(texts)

@@ -84,13 +84,13 @@ def load_pylate(folder: Path) -> tuple[Any, Any, EncodingConvention, Any, list[A
     if expansion is not None and (filling is None or tokenizer.token_to_id(filling) is None):
         raise ModelError(f"{folder}: it expands queries, but its tokenizer has no token to fill them with ({filling})")
     prompts = model.prompts
-    longest = longest_input(trunk)
+    most = longest_input(trunk) or sys.maxsize  # the library's own limit counts the rows of padding
     limit = first.max_seq_length
     query_tokens = first.query_length or limit or DEFAULT_QUERY_TOKENS
     if expansion is not None and expansion["strategy"] == "fixed":  # the other strategy, `min`, is a floor only
         query_tokens = expansion["length"]
-    if longest is not None:  # the library's own limit counts the rows of padding
-        query_tokens = min(int(query_tokens), longest)
+    if expansion is not None and expansion["length"] > most:
+        raise ModelError(f"{folder}: it fills queries up to {expansion['length']} tokens, and has positions for {most}")
     query = _markers(tokenizer, prompts.get("query") or "", folder)
     passage = _markers(tokenizer, prompts.get("document") or "", folder)
     words = masks[0].skiplist_words if masks else []
@@ -98,7 +98,7 @@ def load_pylate(folder: Path) -> tuple[Any, Any, EncodingConvention, Any, list[A
     convention = EncodingConvention(
         query=Side(
             *query,
-            max_tokens=int(query_tokens),
+            max_tokens=min(int(query_tokens), most),
             expansion=expansion
             and Expansion(
                 tokenizer.token_to_id(filling), int(expansion["length"]), bool(expansion.get("attend", False))
@@ -106,7 +106,7 @@ def load_pylate(folder: Path) -> tuple[Any, Any, EncodingConvention, Any, list[A
         ),
         passage=Side(
             *passage,
-            max_tokens=min(int(first.document_length or limit or DEFAULT_PASSAGE_TOKENS), longest or sys.maxsize),
+            max_tokens=min(int(first.document_length or limit or DEFAULT_PASSAGE_TOKENS), most),
             skip_ids=tuple(sorted({token for token in known if token is not None})),
         ),
         pad_id=int(model.tokenizer.pad_token_id or 0),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from hybrid_retrieval.checkpoints import check_complete, checkpoint_tokenizer, load_state, weight_files
+from hybrid_retrieval.checkpoints import check_complete, checkpoint_tokenizer, load_state, longest_input, weight_files
 from hybrid_retrieval.encoders.convention import EncodingConvention, stanford_convention
 from hybrid_retrieval.errors import ModelError
 from hybrid_retrieval.model_files import read_json
@@ -46,6 +46,12 @@ def load_stanford(folder: Path) -> tuple[Any, Any, EncodingConvention, Any, list
     except RuntimeError as error:
         raise ModelError(f"{folder}: its weights do not fit its config.json ({' '.join(str(error).split())})") from None
     check_complete(folder, missing)
+    longest = longest_input(trunk)
+    for side, most in (("query", convention.query.max_tokens), ("passage", convention.passage.max_tokens)):
+        if longest is not None and most > longest:
+            raise ModelError(
+                f"{folder}: a {side} is to have up to {most} tokens, its trunk has positions for {longest}"
+            )
     width = trunk.config.hidden_size
     if projection.ndim != 2 or projection.shape[1] != width:
         raise ModelError(

@@ -9,11 +9,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hybrid_retrieval.checkpoints import Copies, Words, all_devices, longest_input, model_name, placement
+from hybrid_retrieval.checkpoints import Copies, Words, all_devices, model_name, placement
 from hybrid_retrieval.encoders.backend import EncoderBackend
 from hybrid_retrieval.encoders.pylate import load_pylate
 from hybrid_retrieval.encoders.stanford import load_stanford
-from hybrid_retrieval.errors import ModelError
 from hybrid_retrieval.model_files import fingerprint
 from hybrid_retrieval.optional import require
 
@@ -50,12 +49,6 @@ def torch_parts(folder: Path, *, device: str, dtype: str, threads: int) -> dict[
     require("torch", f"the checkpoint {folder}")
     loader = load_pylate if (folder / "modules.json").exists() else load_stanford
     trunk, projection, convention, tokenizer, (files, tokenizer_bytes) = loader(folder)
-    longest = longest_input(trunk)
-    for name, side in (("query", convention.query), ("passage", convention.passage)):
-        if longest is not None and side.max_tokens > longest:
-            raise ModelError(
-                f"{folder}: a {name} is to have up to {side.max_tokens} tokens, its trunk has positions for {longest}"
-            )
     dimensions = _output_width(projection)
     tokenizer_digest = hashlib.sha256(tokenizer_bytes).hexdigest()
     return {

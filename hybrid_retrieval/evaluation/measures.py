@@ -25,22 +25,19 @@ def parse_measures(text: str) -> list[Any]:
     known), an impossible cut-off or parameter, and measures that need a package beyond ir-measures' own, or what else
     this machine lacks.
     """
-    measures: list[Any] = []
-    for name in _SEPARATOR.split(text.strip()):
-        if name and (measure := _parse(name)) not in measures:
-            measures.append(measure)
-    if not measures:
-        raise ConfigError(f"no measure named; expected one or more, such as {_EXAMPLES}")
-    return measures
+    return [measure for measure, _ in named_measures(text)]
 
 
-def asked_names(text: str) -> dict[str, str]:
-    """ir-measures' name of each measure that `parse_measures` finds in a text -> the first name that it was asked for
-    by: of RR@10, for one, MRR@10. Raises as `parse_measures`."""
-    names: dict[str, str] = {}
+def named_measures(text: str) -> list[tuple[Any, str]]:
+    """As `parse_measures`, each with the first name that it was asked for by: RR@10, for one, by MRR@10."""
+    found: list[tuple[Any, str]] = []
     for name in filter(None, _SEPARATOR.split(text.strip())):
-        names.setdefault(str(_parse(name)), name)
-    return names
+        measure = _parse(name)
+        if all(measure != known for known, _ in found):
+            found.append((measure, name))
+    if not found:
+        raise ConfigError(f"no measure named; expected one or more, such as {_EXAMPLES}")
+    return found
 
 
 def evaluate(

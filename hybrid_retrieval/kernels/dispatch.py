@@ -6,7 +6,6 @@ The environment variable HYBRID_RETRIEVAL_KERNELS forces a choice: `auto` (defau
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import logging
 import os
 from importlib import metadata
@@ -22,17 +21,8 @@ VARIABLE = "HYBRID_RETRIEVAL_KERNELS"
 NUMPY = "numpy"
 _LONGEST_VECTOR = 1024  # dimensions that the native kernels take
 
-_native: ModuleType | None
-try:
-    _native = importlib.import_module("hybrid_retrieval.kernels._native")
-except ModuleNotFoundError:  # installed without a compiler, or the sources lie in front of what is installed
-    _native = None
-except ImportError as error:
-    _native = None
-    logger.warning("the compiled kernels cannot be loaded (%s): NumPy and onnxruntime do their work, slower", error)
 
-
-def shadowed() -> Path | None:
+def _hidden() -> Path | None:
     """Where the installed package is, with compiled kernels, if it is not the one that was imported: Python takes a
     checkout in the working directory first."""
     here = Path(__file__).parents[1]
@@ -47,13 +37,22 @@ def shadowed() -> Path | None:
     return None
 
 
-if importlib.util.find_spec("hybrid_retrieval.kernels._native") is None and (_installed := shadowed()) is not None:
-    logger.warning(
-        "the sources in %s are in use, without compiled kernels, and not the package installed in %s: run Python from "
-        "another folder",
-        Path(__file__).parents[1],
-        _installed,
-    )
+_native: ModuleType | None = None
+# The installed package that these sources stand in front of.
+hidden: Path | None = None
+try:
+    _native = importlib.import_module("hybrid_retrieval.kernels._native")
+except ModuleNotFoundError:  # installed without a compiler, or hidden by a checkout
+    hidden = _hidden()
+    if hidden is not None:
+        logger.warning(
+            "the sources in %s are in use, without compiled kernels, and not the package installed in %s: run Python "
+            "from another folder",
+            Path(__file__).parents[1],
+            hidden,
+        )
+except ImportError as error:
+    logger.warning("the compiled kernels cannot be loaded (%s): NumPy and onnxruntime do their work, slower", error)
 
 
 def module() -> Any:

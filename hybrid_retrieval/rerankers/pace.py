@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import functools
 import os
 import threading
 import time
-import weakref
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -32,8 +30,7 @@ class Pace:
         self._lock = threading.Lock()
         self._running, self._alone, self._looked, self._observed = 0, 0.0, clock(), -STALE
         self._warm = False
-        if hasattr(os, "register_at_fork"):
-            os.register_at_fork(after_in_child=functools.partial(_renew, weakref.ref(self)))
+        self._process = os.getpid()
 
     @contextmanager
     def timing(self, tokens: int) -> Iterator[None]:
@@ -41,13 +38,13 @@ class Pace:
 
         The first one of all warms up and tells nothing.
         """
-        with self._lock:
+        with self._own():
             began = self._advance()
             self._running += 1
         try:
             yield
         finally:
-            with self._lock:
+            with self._own():
                 seconds = self._advance() - began
                 self._running -= 1
                 if self._warm:
@@ -60,7 +57,7 @@ class Pace:
 
         at_most: plus the most that a remembered batch took beyond its prediction.
         """
-        with self._lock:
+        with self._own():
             seen = np.array(self._seen)
             shared = self._shared(self._running + 1)
             if not len(seen) or self._clock() - self._observed > STALE:
@@ -75,6 +72,13 @@ class Pace:
         excess = max(0.0, float((y - start - slope * x).max())) if at_most else 0.0
         return (start + slope * tokens + excess) * shared
 
+    def _own(self) -> threading.Lock:
+        """The lock of this process. In one that was forked, the batches that ran are the other's, and so is whoever
+        held the lock."""
+        if self._process != os.getpid():
+            self._lock, self._running, self._process = threading.Lock(), 0, os.getpid()
+        return self._lock
+
     def _advance(self) -> float:
         """Seconds that a batch which has run all the time would have needed alone."""
         now = self._clock()
@@ -84,10 +88,3 @@ class Pace:
 
     def _shared(self, running: int) -> float:
         return max(1.0, running / self._together)
-
-
-def _renew(known: weakref.ref[Pace]) -> None:
-    """In a process that was forked: the batches that ran are the other's, and so is whoever held the lock."""
-    pace = known()
-    if pace is not None:
-        pace._lock, pace._running = threading.Lock(), 0

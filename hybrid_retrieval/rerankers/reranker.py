@@ -27,6 +27,7 @@ from hybrid_retrieval.types import (
     Ranking,
     best_first,
     check_count,
+    check_many,
     check_path,
     check_query,
     is_blank,
@@ -154,9 +155,7 @@ class Reranker:
 
     def score(self, pairs: Sequence[tuple[str, str]]) -> NDArray[np.float32]:
         """Raw logits float32 [N] of (query, passage) pairs, in input order. Raises `InputError` and `QueryError`."""
-        if not isinstance(pairs, Iterable) or isinstance(pairs, (str, bytes, Mapping)):
-            raise InputError(f"score takes a sequence of (query, passage) pairs; got {type(pairs).__name__}")
-        pairs = list(pairs)
+        pairs = check_many("score", "(query, passage) pairs", pairs)
         by_query: dict[str, list[int]] = {}
         for position, pair in enumerate(pairs):
             if not isinstance(pair, (tuple, list)) or len(pair) != 2:
@@ -182,12 +181,10 @@ class Reranker:
         in input order. Raises `InputError`, `CorpusError` for a record, and `QueryError`.
         """
         k = check_count("k", k, 1)
-        if isinstance(passages, str):
-            raise InputError("rank takes a sequence of passages; got one string")
-        is_table = hasattr(passages, "columns")  # iterates over the names of its columns
-        if not isinstance(passages, Iterable) or isinstance(passages, (Mapping, bytes)) or is_table:
+        if hasattr(passages, "columns"):  # a table, which iterates over the names of its columns
             raise InputError(f"rank takes a sequence of passages; got {type(passages).__name__}")
-        given = [_as_passage(passage, position) for position, passage in enumerate(passages)]
+        many = check_many("rank", "passages", passages)
+        given = [_as_passage(passage, position) for position, passage in enumerate(many)]
         positions: dict[str, int] = {}
         for position, passage in enumerate(given):
             if positions.setdefault(passage.passage_id, position) != position:
@@ -212,10 +209,7 @@ class Reranker:
     def tokenize(self, texts: Sequence[str]) -> Ragged:
         """Passage token ids, one row a text, over int32 [T]: no special tokens, nothing cut but white space
         at the end where it would be a token that transformers does not have (`model_files.reader`)."""
-        if not isinstance(texts, Iterable) or isinstance(texts, (str, bytes, Mapping)):
-            found = "one string" if isinstance(texts, str) else type(texts).__name__
-            raise InputError(f"tokenize takes a sequence of texts; got {found}")
-        texts = list(texts)
+        texts = check_many("tokenize", "texts", texts)
         for position, text in enumerate(texts):
             if not isinstance(text, str) or is_blank(text):
                 raise InputError(f"passage {position} of {len(texts)} has no text")

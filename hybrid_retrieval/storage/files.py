@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -61,16 +62,13 @@ def sync_files(folder: Path) -> None:
 
 
 def sha256_of(path: Path) -> str:
-    """SHA-256 (hex) of a file, read in blocks."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(READ_BLOCK):
-            digest.update(block)
-    return digest.hexdigest()
+    """SHA-256 (hex) of a file."""
+    digest: str = hash_start(path, sys.maxsize).hexdigest()
+    return digest
 
 
 def hash_start(path: Path, size: int) -> Any:
-    """A SHA-256 object that has read the first `size` bytes of a file, or all where it is shorter."""
+    """A SHA-256 object that has read the first `size` bytes of a file, or all where it is shorter, block by block."""
     digest = hashlib.sha256()
     with open(path, "rb") as file:
         while size > 0 and (block := file.read(min(size, READ_BLOCK))):

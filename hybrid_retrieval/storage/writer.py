@@ -185,8 +185,9 @@ class IndexWriter:
                 for source, (target, files) in zip(sources, folders, strict=True):
                     for name, facts in files.items():
                         file = (source if source.exists() else target) / name
-                        check_size(file, facts["bytes"])
-                        if not checked:
+                        if checked:
+                            check_size(file, facts["bytes"])
+                        else:
                             check_content(file, facts)
             except IndexDamagedError as error:
                 raise IndexDamagedError(
