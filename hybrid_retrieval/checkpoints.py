@@ -7,6 +7,7 @@ import importlib.util
 import logging
 import math
 import queue
+import re
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -41,12 +42,25 @@ def quiet_transformers() -> Iterator[None]:
                 settings.enable_progress_bar()
 
 
-def check_complete(folder: Path, missing: Iterable[str]) -> None:
-    """Raise `ModelError` for weights that a checkpoint lacks, which transformers would draw at random. Those that no
-    score depends on may be missing."""
+def check_complete(folder: Path, model: Any, missing: Iterable[str], surplus: Iterable[str]) -> None:
+    """Raise `ModelError` for weights that a checkpoint lacks, which transformers would draw at random, and for layers
+    that it has beyond those of its config.json, which transformers would leave out. Weights that no score depends on
+    may be missing, and heads of other tasks may be there. model: a torch module."""
     lost = sorted(name for name in missing if not _unused(name))
     if lost:
         raise ModelError(f"{folder}: {len(lost)} weights are missing, first {lost[0]}")
+    counted = {_layer(name) for name in model.state_dict()}
+    beyond = sorted(name for name in surplus if _layer(name) not in {None, *counted})
+    if beyond:
+        raise ModelError(
+            f"{folder}: it has {len(beyond)} weights of layers that its config.json does not count, first {beyond[0]}"
+        )
+
+
+def _layer(name: str) -> int | None:
+    """The number of the layer that a weight is of."""
+    found = re.search(r"\blayers?\.(\d+)\.", name)
+    return int(found[1]) if found else None
 
 
 def _unused(name: str) -> bool:

@@ -162,6 +162,7 @@ for _ in range(100_000):
         (Passage("x", "word1", "", {"a": float("nan")}), "metadata"),
         (Passage("x", "word1", "", {"a": {1, 2}}), "metadata"),
         (Passage("x", "word1", "", {"a": NESTED}), "metadata"),
+        (Passage("x", "word1", "", {"a": {1: "one", "1": "another"}}), "the key '1' is there twice"),
         ({"_id": "x"}, "expected a Passage"),
     ],
 )

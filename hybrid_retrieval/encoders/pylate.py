@@ -49,7 +49,7 @@ def load_pylate(folder: Path) -> tuple[Any, Any, EncodingConvention, Any, list[A
             loading = type(trunk).from_pretrained(str(own), output_loading_info=True)[1]
     except Exception as error:  # safetensors and pickle raise errors of their own
         raise ModelError(f"{folder}: sentence-transformers cannot read it ({' '.join(str(error).split())})") from None
-    check_complete(folder, loading["missing_keys"])
+    check_complete(folder, trunk, loading["missing_keys"], loading["unexpected_keys"])
     dense = [module for module in rest if type(module).__name__ == "Dense"]
     masks = [module for module in rest if type(module).__name__ == "MultiVectorMask"]
     other = [

@@ -42,10 +42,10 @@ def load_stanford(folder: Path) -> tuple[Any, Any, EncodingConvention, Any, list
         raise ModelError(f"{folder}: its config.json is not usable ({' '.join(str(error).split())})") from None
     own = {_renamed(name.removeprefix(prefix)): value for name, value in state.items() if name.startswith(prefix)}
     try:
-        missing = trunk.load_state_dict(own, strict=False).missing_keys
+        found = trunk.load_state_dict(own, strict=False)
     except RuntimeError as error:
         raise ModelError(f"{folder}: its weights do not fit its config.json ({' '.join(str(error).split())})") from None
-    check_complete(folder, missing)
+    check_complete(folder, trunk, found.missing_keys, found.unexpected_keys)
     longest = longest_input(trunk)
     for side, most in (("query", convention.query.max_tokens), ("passage", convention.passage.max_tokens)):
         if longest is not None and most > longest:

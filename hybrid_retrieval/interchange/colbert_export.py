@@ -49,6 +49,8 @@ def export_colbert(
     snapshot = Snapshot.open(path)
     _check_expressible(snapshot)
     folder = Path(os.path.realpath(folder))  # of a link, what it leads to is replaced
+    if Path(os.path.realpath(path)) in folder.parents:
+        raise InputError(f"{folder}: lies inside the index {path}; give a folder beside it")
     _check_target(folder, overwrite)
     folder.parent.mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))

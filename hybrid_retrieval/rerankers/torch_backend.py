@@ -170,7 +170,7 @@ def torch_parts(
     config = model.config
     if config.num_labels != 1:
         raise ModelError(f"{folder} has {config.num_labels} outputs; a reranker has one (num_labels 1)")
-    check_complete(folder, found["missing_keys"])
+    check_complete(folder, model, found["missing_keys"], found["unexpected_keys"])
     pad_id = config.pad_token_id if config.pad_token_id is not None else 0
     convention = convention_of(tokenizer, pad_id, token_types=getattr(config, "type_vocab_size", 1) > 1)
     longest = longest_input(model) or getattr(config, "max_position_embeddings", None)

@@ -86,9 +86,17 @@ def _metadata_bytes(passage: Passage, where: str) -> bytes:
         return b""
     try:
         text = json.dumps(dict(passage.metadata), ensure_ascii=False, allow_nan=False)
+        json.loads(text, object_pairs_hook=_distinct)  # as it will be read
     except (TypeError, ValueError, RecursionError) as error:
         raise CorpusError(f"{where}: metadata must be a JSON object ({error})") from None
     return _text_bytes(text, f"{where}: metadata")
+
+
+def _distinct(pairs: list[tuple[str, Any]]) -> None:
+    """Refuse keys that are one string in JSON, as 1 and "1" are: one value would be lost."""
+    keys = [key for key, _ in pairs]
+    if len(set(keys)) < len(keys):
+        raise ValueError(f"the key {next(key for key in keys if keys.count(key) > 1)!r} is there twice")
 
 
 class StoredPassages:

@@ -218,6 +218,15 @@ def test_the_first_names_of_layer_norms_are_read(tmp_path: Path) -> None:
     np.testing.assert_array_equal(Encoder.load(str(folder), device="cpu").encode_query("why"), expected)
 
 
+def test_layers_that_the_config_does_not_count_are_named(tmp_path: Path) -> None:
+    """transformers leaves them out: other vectors than the checkpoint's."""
+    folder = make_colbert(tmp_path)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 1}))
+    with pytest.raises(ModelError, match=r"weights of layers that its config\.json does not count, first .*layer\.1\."):
+        Encoder.load(str(folder))
+
+
 def test_missing_weights_are_named(tmp_path: Path) -> None:
     from safetensors.torch import load_file, save_file
 

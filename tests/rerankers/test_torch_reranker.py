@@ -242,6 +242,15 @@ def test_weights_that_are_missing_are_named(tmp_path: Path, capfd: pytest.Captur
     assert "".join(capfd.readouterr()) == ""
 
 
+def test_layers_that_the_config_does_not_count_are_named(tmp_path: Path) -> None:
+    """transformers leaves them out: another score than the checkpoint's."""
+    folder = make_bert_reranker(tmp_path)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "num_hidden_layers": config["num_hidden_layers"] - 1}))
+    with pytest.raises(ModelError, match=r"weights of layers that its config\.json does not count"):
+        Reranker.load(str(folder))
+
+
 def test_code_beside_the_weights_never_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """transformers would ask on the terminal whether it may."""
     folder = make_bert_reranker(tmp_path)
