@@ -44,6 +44,7 @@ FLOORS = {
     "evaluation": 9,
     "training": 9,
     "cli": 10,
+    "__main__": 11,
 }
 
 # Inside floor 0 the order is: errors, then ragged, types and others, then kernels.

@@ -43,6 +43,11 @@ def test_the_command_line_starts_without_models() -> None:
     assert loaded_after("import hybrid_retrieval.cli") == set()
 
 
+def test_the_package_runs_as_its_command_line() -> None:
+    run = subprocess.run([sys.executable, "-m", "hybrid_retrieval", "--version"], capture_output=True, text=True)
+    assert (run.returncode, run.stdout.split()[-1]) == (0, hybrid_retrieval.__version__)
+
+
 def test_an_unknown_name_is_an_attribute_error() -> None:
     with pytest.raises(AttributeError, match="no attribute 'Searcher'"):
         hybrid_retrieval.Searcher  # noqa: B018
