@@ -41,7 +41,7 @@ def fuse(
     raw, of the first M candidates. retrieval_scores: float32 [N], MaxSim, best first, N >= M. Candidates M to N were
     not rescored: they follow in stage 1's order, each as far below the lowest rescored score as its MaxSim lies below
     that of the last rescored candidate. rows: int64 [N], where candidates of one score are ordered by them, not by
-    their place. Returns float32 [N] and int64 [N].
+    their place, rescored ones first. Returns float32 [N] and int64 [N].
     """
     head = logits.astype(np.float32)
     if weight is not None:
@@ -57,7 +57,7 @@ def fuse(
     # number, MaxSim still tells them apart.
     maxsim = retrieval_scores.copy()
     maxsim[: len(head)] = maxsim[len(head) - 1] if len(head) else 0
-    order = np.lexsort((rows, -maxsim, -scores))
+    order = np.lexsort((rows, np.arange(len(scores)) >= len(head), -maxsim, -scores))
     return scores, order
 
 

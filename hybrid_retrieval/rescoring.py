@@ -16,6 +16,9 @@ from numpy.typing import NDArray
 from hybrid_retrieval.rerankers.pairs import Pairs
 from hybrid_retrieval.time_limits import OutOfTime
 
+# What standardised logits are worked out from stays far from float32's limit.
+_MOST_LOGIT = 1e30
+
 
 class ScoresPairs(Protocol):
     """What is asked of a reranker."""
@@ -72,6 +75,7 @@ def may_enter(
     enters where the next one does not.
     """
     most = logits.mean(dtype=np.float64) + bound * logits.std(dtype=np.float64)
+    most = np.clip(most, -_MOST_LOGIT, _MOST_LOGIT)  # any bound is a bound
     _, order = fuse(np.append(logits, np.float32(most)), retrieval_scores[: len(logits) + 1])
     return len(logits) in order[:k]
 

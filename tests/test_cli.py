@@ -180,6 +180,17 @@ def judged(folder: Path, lines: str) -> Path:
     return folder
 
 
+def test_evaluate_keeps_answers_for_a_run_of_the_same(run, small_index: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    dataset, answers = judged(tmp_path, "1\tvaccine\t1\n"), tmp_path / "answers.jsonl"
+    first = run("evaluate", small_index, dataset, "--answers", answers, "--json").out
+    assert run("evaluate", small_index, dataset, "--answers", answers, "--json").out == first, "times and all"
+    for option, differs in (("--no-rerank", "fusion.weight, reranker"), ("--exact", "search.exact")):
+        message = one_line(run("evaluate", small_index, dataset, "--answers", answers, option))
+        assert f"these answers come from another run (it differs in {differs})" in message
+    message = one_line(run("evaluate", small_index, dataset, "--answers", answers, "--run", answers))
+    assert "--run and --answers name the same file" in message
+
+
 def test_evaluate_says_what_cannot_be_found(run, small_index: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     dataset = judged(tmp_path, "1\tvaccine\t1\n1\tgone\t1\n1\tgone-too\t0\n")
     note = "1 passage that is judged relevant is not in the index"
@@ -350,7 +361,12 @@ def test_a_dataset_of_another_collection_is_refused(run, small_index: Path, tmp_
 
 
 def test_an_output_file_that_is_a_folder_is_refused_at_once(run, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
-    for command, option in (("evaluate", "--run"), ("fit-fusion", "--out"), ("fit-fusion", "--scores")):
+    for command, option in (
+        ("evaluate", "--run"),
+        ("evaluate", "--answers"),
+        ("fit-fusion", "--out"),
+        ("fit-fusion", "--scores"),
+    ):
         message = one_line(run(command, tmp_path / "no-index", tmp_path / "no-dataset", option, tmp_path))
         assert f"{option} {tmp_path}: a folder is there" in message
 

@@ -24,7 +24,8 @@ def test_ties_keep_the_order_of_stage_one_or_of_the_rows_that_are_given() -> Non
     assert fuse(None, logits, maxsim)[1].tolist() == [1, 3, 0, 2]
     assert fuse(None, logits, maxsim, np.array([7, 5, 3, 9]))[1].tolist() == [1, 3, 2, 0]
     assert fuse(None, logits[:3], maxsim, np.array([7, 9, 3, 5]))[1].tolist() == [1, 2, 0, 3]
-    assert fuse(None, logits[:3], f32(9, 8, 7, 7), np.array([7, 9, 3, 5]))[1].tolist() == [1, 2, 3, 0], "the tail too"
+    assert fuse(None, logits[:3], f32(9, 8, 7, 7), np.array([7, 9, 3, 5]))[1].tolist() == [1, 2, 0, 3], "not rescored"
+    assert fuse(None, logits[:2], f32(9, 8, 8, 8), np.array([7, 5, 9, 3]))[1].tolist() == [1, 0, 3, 2], "the tail too"
 
 
 def test_a_tail_whose_scores_are_rounded_to_one_keeps_stage_ones_order() -> None:

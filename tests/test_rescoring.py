@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 
@@ -11,8 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from hybrid_retrieval.fusion import fuse
 from hybrid_retrieval.rerankers.pairs import Pairs
-from hybrid_retrieval.rescoring import Deadline, EarlyStop, Plan, Work, rescore
+from hybrid_retrieval.rescoring import Deadline, EarlyStop, Plan, Work, may_enter, rescore
 from hybrid_retrieval.time_limits import OutOfTime
 
 
@@ -145,6 +147,15 @@ def test_early_stop_scores_k_before_it_looks_and_then_a_few_at_a_time() -> None:
     rescore(reranker, [(work, [plan])])
     assert looks == [10, 12, 15, 18, 22, 27, 33, 41, 51]
     assert work.scored == 51 and work.ended_by is plan
+
+
+@pytest.mark.parametrize("weight", [None, 0.5, 1.0])
+def test_any_bound_of_an_early_stop_is_a_bound(weight: float | None) -> None:
+    """The wider, the more goes through: the widest that a configuration takes let everything through."""
+    logits, maxsim = np.arange(10, 0, -1, dtype=np.float32), np.arange(20, 0, -1, dtype=np.float32)
+    bounds = (-1e300, -1e39, -3.0, -0.5, 0.0, 3.0, 1e38, 1e39, 1e300)
+    may = [may_enter(logits, maxsim, 5, bound, functools.partial(fuse, weight)) for bound in bounds]
+    assert may == sorted(may) and not may[0] and may[-1]
 
 
 def test_each_query_ends_by_itself_and_the_others_go_on_together() -> None:

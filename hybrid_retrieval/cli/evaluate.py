@@ -28,6 +28,7 @@ MEASURES = "nDCG@10 R@100 RR@10"
 @click.argument("index", type=NamedPath())
 @click.argument("dataset", type=NamedPath())
 @click.option("--run", "run_file", type=NamedPath(), help="Write the ranking to FILE as a TREC run.")
+@click.option("--answers", type=NamedPath(), help="Keep answers in FILE; an interrupted run goes on from there.")
 @click.option("--measures", default=MEASURES, show_default=True, help="Names as in ir-measures.")
 @click.option("--split", default="test", show_default=True, help="Which qrels: qrels/<split>.tsv.")
 @click.option("--sample", type=int, help="Only so many queries, drawn with a fixed seed.")
@@ -40,6 +41,7 @@ def evaluate(
     index: str,
     dataset: str,
     run_file: str | None,
+    answers: str | None,
     measures: str,
     split: str,
     sample: int | None,
@@ -50,12 +52,16 @@ def evaluate(
     as_json: bool,
 ) -> None:
     """Run the queries of DATASET (a BEIR folder) against INDEX and measure the rankings."""
+    from hybrid_retrieval.evaluation.kept_lines import models_and_settings, ordering
     from hybrid_retrieval.evaluation.measures import named_measures
     from hybrid_retrieval.evaluation.runner import check_collection, missing_passages, run_dataset
 
     if no_rerank and num_candidates is not None:
         raise click.UsageError("--num-candidates is for the reranker: it says nothing with --no-rerank")
     check_output("--run", run_file)
+    check_output("--answers", answers, in_place=True)
+    if run_file is not None and answers is not None and Path(run_file).resolve() == Path(answers).resolve():
+        raise click.UsageError("--run and --answers name the same file")
     if num_candidates is not None:
         check_count("num_candidates", num_candidates, 1)
     wanted = named_measures(measures)
@@ -75,6 +81,8 @@ def evaluate(
             [measure for measure, _ in wanted],
             sample=sample,
             num_candidates=num_candidates,
+            identity=models_and_settings(pipeline) | ordering(pipeline),
+            store=answers,
             progress=progress,
         )
     result = dataclasses.replace(result, measures={name: result.measures[str(measure)] for measure, name in wanted})

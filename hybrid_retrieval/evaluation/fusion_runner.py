@@ -9,20 +9,13 @@ from hybrid_retrieval.config import FusionConfig, PipelineConfig
 from hybrid_retrieval.corpus.dataset import Dataset
 from hybrid_retrieval.errors import ConfigError
 from hybrid_retrieval.evaluation.fusion_fit import Fit, check_fit, fit_fusion
+from hybrid_retrieval.evaluation.kept_lines import models_and_settings
 from hybrid_retrieval.evaluation.runner import Progress, sampled
 from hybrid_retrieval.evaluation.scored_queries import ScoredQuery, score_queries
 from hybrid_retrieval.fusion import FORMAT, FittedOn, FusionFile
 from hybrid_retrieval.index import Index
 from hybrid_retrieval.pipeline import Pipeline
 from hybrid_retrieval.rerankers import Reranker
-
-# What of a configuration decides which candidates are scored and how; of devices and backends, how it rounds.
-DECIDE_SCORES = (
-    *(("encoder", key) for key in ("backend", "device", "dtype")),
-    *(("search", key) for key in ("device", "exact", "nprobe")),
-    *(("reranker", key) for key in ("backend", "device", "dtype", "truncation", "max_tokens")),
-    *(("reranker", key) for key in ("long_passages", "window_overlap", "max_passage_tokens")),
-)
 
 
 def open_both_stages(config: PipelineConfig, index: str | Path | Index) -> Pipeline:
@@ -52,18 +45,13 @@ def score_dataset(
     used = pipeline.config.search.num_candidates if num_candidates is None else num_candidates
     if used < 2:
         raise ConfigError(f"num_candidates must be at least 2, or there is nothing to order, got {used}")
-    reranker, settings = _reranker_of(pipeline), pipeline.config.to_dict()
+    _reranker_of(pipeline)
     return score_queries(
         pipeline,
         dataset,
         sampled(dataset.queries, sample, seed),
         num_candidates=used,
-        identity={
-            "encoder": pipeline.encoder.identity,
-            "reranker": reranker.identity,
-            "index": pipeline.index.identity,
-            **{f"{section}.{key}": settings[section][key] for section, key in DECIDE_SCORES},
-        },
+        identity=models_and_settings(pipeline),
         store=store,
         progress=progress,
     )

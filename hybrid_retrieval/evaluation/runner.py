@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -12,6 +13,7 @@ from hybrid_retrieval.corpus.dataset import Dataset
 from hybrid_retrieval.corpus.queries import Qrels
 from hybrid_retrieval.corpus.runs import Run
 from hybrid_retrieval.errors import ConfigError, CorpusError, QueryError
+from hybrid_retrieval.evaluation.kept_lines import KeptLines, are_ids, are_scores
 from hybrid_retrieval.evaluation.measures import evaluate, parse_measures
 from hybrid_retrieval.index import Index
 from hybrid_retrieval.types import Query, Ranking, check_query
@@ -20,6 +22,8 @@ Progress = Callable[[str, int, int], None]
 Latency = dict[str, dict[str, float]]
 # Deep enough for the usual cut-offs of recall, whatever measures are asked for.
 MIN_DEPTH = 100
+_KEYS = frozenset({"query_id", "query", "ids", "scores", "timings_ms"})
+_EXPECTED = "its passages' ids, as many finite scores, and milliseconds by stage"
 
 
 class AnswersQueries(Protocol):
@@ -51,14 +55,17 @@ def run_dataset(
     seed: int = 0,
     num_candidates: int | None = None,
     rerank: bool = True,
+    identity: Mapping[str, Any] | None = None,
+    store: str | Path | None = None,
     progress: Progress | None = None,
 ) -> Evaluation:
     """Ask every query of the dataset, or `sample` of them drawn with `seed`, and measure the rankings.
 
     k: how deep each ranking goes; by default the deepest cut-off of the measures, and at least 100. A measure without a
     cut-off sees k passages, by default 100, whatever else is measured. The reranker scores `num_candidates` of them,
-    the pipeline's own number by default; stage 1's order follows below those. progress: called with ("queries", done,
-    total).
+    the pipeline's own number by default; stage 1's order follows below those. store: a file to keep answers in and to
+    take them from (`kept_lines`); identity: what the answers depend on (models, index, settings), for that file.
+    progress: called with ("queries", done, total).
     """
     wanted = parse_measures(measures) if isinstance(measures, str) else list(measures)
     queries = sampled(dataset.queries, sample, seed)
@@ -66,14 +73,41 @@ def run_dataset(
     depth = depth_of(wanted) if k is None else k
     if num_candidates is None:
         num_candidates = own_candidates(pipeline)
+    header = {"format": 1, "depth": depth, "num_candidates": num_candidates, "rerank": rerank, **(identity or {})}
+    kept = None if store is None else KeptLines(Path(store), header, "answers", _KEYS, _is_sound, _EXPECTED)
+    known = {} if kept is None else kept.read()
     rankings: list[Ranking] = []
     for query in queries:  # one at a time: a share of a batch's time is not what a query waits
-        rankings += pipeline.query_batch([query.text], depth, num_candidates=num_candidates, rerank=rerank)
+        line = known.get(query.query_id, {})
+        if line.get("query") != query.text:
+            (found,) = pipeline.query_batch([query.text], depth, num_candidates=num_candidates, rerank=rerank)
+            line = _line(query, found)
+            if kept is not None:
+                kept.add([line])
+        scores = np.array(line["scores"], np.float32)
+        rankings.append(Ranking(tuple(line["ids"]), scores, timings_ms=line["timings_ms"]))
         if progress is not None:
             progress("queries", len(rankings), len(queries))
     run = run_of(queries, rankings)
     judged: Qrels = {query.query_id: dataset.qrels[query.query_id] for query in queries}
     return Evaluation(run, _measured_to(run, judged, wanted, k), len(queries), latency_of(rankings))
+
+
+def _line(query: Query, ranking: Ranking) -> dict[str, Any]:
+    """What is kept of an answer."""
+    return {
+        "query_id": query.query_id,
+        "query": query.text,
+        "ids": list(ranking.ids),
+        "scores": [float(score) for score in ranking.scores],
+        "timings_ms": dict(ranking.timings_ms),
+    }
+
+
+def _is_sound(line: Mapping[str, Any]) -> bool:
+    ids, scores, timings = line["ids"], line["scores"], line["timings_ms"]
+    timed = isinstance(timings, dict) and are_scores(list(timings.values()))
+    return timed and are_ids(ids) and are_scores(scores) and len(scores) == len(ids)
 
 
 def _measured_to(run: Run, judged: Qrels, wanted: Sequence[Any], k: int | None) -> dict[str, float]:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 from evaluation_fakes import WordPipeline
 
 from hybrid_retrieval.corpus.dataset import Dataset
-from hybrid_retrieval.errors import ConfigError, QueryError
+from hybrid_retrieval.errors import ConfigError, CorpusError, QueryError
 from hybrid_retrieval.evaluation.runner import latency_of, run_dataset
 from hybrid_retrieval.types import Passage, Query, Ranking
 
@@ -54,6 +56,39 @@ def test_a_query_that_cannot_be_asked_is_named_before_any_is(dataset: Dataset) -
     with pytest.raises(QueryError, match=r"query 'q29': the query has 20,000 characters"):
         run_dataset(pipeline, broken, "RR@1")
     assert pipeline.calls == []
+
+
+def test_an_interrupted_run_goes_on_where_it_stopped(dataset: Dataset, tmp_path: Path) -> None:
+    class Interrupted(WordPipeline):
+        def query_batch(self, *arguments: Any, **named: Any) -> list[Ranking]:
+            if len(self.calls) == 11:
+                raise KeyboardInterrupt
+            return super().query_batch(*arguments, **named)
+
+    store, whole = tmp_path / "answers.jsonl", run_dataset(WordPipeline(PASSAGES), dataset, "RR@1 AP")
+    with pytest.raises(KeyboardInterrupt):
+        run_dataset(Interrupted(PASSAGES), dataset, "RR@1 AP", store=store)
+    with store.open("ab") as stream:
+        stream.write(b'{"query_id": "q11", "que')  # torn, as by a kill
+    second, third = WordPipeline(PASSAGES), WordPipeline(PASSAGES)
+    assert run_dataset(second, dataset, "RR@1 AP", store=store) == whole
+    assert len(second.calls) == 19
+    again = run_dataset(third, dataset, "RR@10", store=store)  # another measure, the same answers
+    assert again.run == whole.run and third.calls == []
+
+
+def test_answers_of_another_run_are_refused(dataset: Dataset, tmp_path: Path) -> None:
+    store, pipeline = tmp_path / "answers.jsonl", WordPipeline(PASSAGES)
+    run_dataset(pipeline, dataset, "RR@1", store=store, identity={"encoder": "e"})
+    with pytest.raises(CorpusError, match=r"these answers come from another run \(it differs in encoder\)"):
+        run_dataset(pipeline, dataset, "RR@1", store=store, identity={"encoder": "f"})
+    with pytest.raises(CorpusError, match=r"it differs in rerank"):
+        run_dataset(pipeline, dataset, "RR@1", store=store, identity={"encoder": "e"}, rerank=False)
+    kept = store.read_text().splitlines()
+    for key, value in (("scores", [1.0]), ("ids", ["p1"] * 30), ("timings_ms", {"encode": "1"}), ("query_id", 1)):
+        store.write_text("\n".join([*kept[:-1], json.dumps({**json.loads(kept[-1]), key: value})]) + "\n")
+        with pytest.raises(CorpusError, match=r"answers\.jsonl:31: expected a question's id and text"):
+            run_dataset(pipeline, dataset, "RR@1", store=store, identity={"encoder": "e"})
 
 
 def test_stage_1_alone(dataset: Dataset) -> None:
