@@ -22,7 +22,15 @@ from hybrid_retrieval.builder import (
 from hybrid_retrieval.config import Device, PipelineConfig
 from hybrid_retrieval.corpus.readers import read_corpus
 from hybrid_retrieval.corpus.records import to_passage
-from hybrid_retrieval.errors import ConfigError, CorpusError, InputError, ModelMismatchError, QueryError, StorageError
+from hybrid_retrieval.errors import (
+    ArrayError,
+    ConfigError,
+    CorpusError,
+    InputError,
+    ModelMismatchError,
+    QueryError,
+    StorageError,
+)
 from hybrid_retrieval.ragged import Ragged
 from hybrid_retrieval.search import Searcher
 from hybrid_retrieval.storage import Snapshot, verify
@@ -346,8 +354,16 @@ class Index:
         return check_count("a row", row, 0, self.passages - 1)
 
     def reranker_tokens(self, rows: NDArray[np.int64]) -> Ragged | None:
-        """The reranker's tokens (int32, no specials, uncut) of rows; None where the index holds none."""
-        return self._snapshot.reranker_tokens(rows)
+        """The reranker's tokens (int32, no specials, uncut) of rows; None where the index holds none.
+
+        rows: integers [N]. Raises `ArrayError`.
+        """
+        rows = np.asarray(rows)
+        if rows.ndim != 1 or (rows.size and rows.dtype.kind not in "iu"):
+            raise ArrayError(f"rows must be integers [N], got {rows.dtype} of shape {rows.shape}")
+        if rows.size and not (rows.min() >= 0 and rows.max() < self.passages):
+            raise ArrayError(f"rows must lie between 0 and {self.passages - 1}, got {rows.min()} to {rows.max()}")
+        return self._snapshot.reranker_tokens(rows.astype(np.int64))
 
 
 @contextmanager

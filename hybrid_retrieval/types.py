@@ -27,7 +27,7 @@ class Passage:
     passage_id: str
     text: str
     title: str = ""
-    metadata: Mapping[str, Any] = field(default_factory=dict)
+    metadata: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
     def content(self, include_title: bool = True) -> str:
         """What the models read: title, a space and the text (BEIR's convention), or the text alone."""
@@ -61,7 +61,7 @@ class Hit:
     probability: float | None = None
     text: str = ""
     title: str = ""
-    metadata: Mapping[str, Any] = field(default_factory=dict)
+    metadata: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -12,6 +12,7 @@ import pytest
 
 from hybrid_retrieval.config import PipelineConfig
 from hybrid_retrieval.errors import (
+    ArrayError,
     ConfigError,
     CorpusError,
     IndexNotFoundError,
@@ -217,6 +218,12 @@ def test_a_name_that_is_too_long_is_named(tmp_path: Path) -> None:
 def test_absurd_numbers_are_refused(index: Index, number: int) -> None:
     with pytest.raises(QueryError, match="k must be at most"):
         index.search(random_unit(2, index.dimensions), k=number)
+
+
+@pytest.mark.parametrize("rows", [[-1], [999], [0.5], [True], [[0]]])
+def test_rows_that_no_passage_has_are_refused(index: Index, rows: Any) -> None:
+    with pytest.raises(ArrayError, match="rows must"):
+        index.reranker_tokens(np.array(rows))
 
 
 def test_a_pickle_says_what_to_do_instead(index: Index) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
+import pickle
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -22,6 +24,13 @@ from tests.small_corpus import PASSAGES, QUERIES
 @pytest.fixture(scope="module")
 def pipeline(small_index: Path) -> Pipeline:
     return Pipeline.from_config(index=small_index)
+
+
+def test_models_are_not_copied_to_another_process(pipeline: Pipeline) -> None:
+    for model, name in ((pipeline.encoder, "an Encoder"), (pipeline.reranker, "a Reranker")):
+        assert copy.copy(model) is model
+        with pytest.raises(TypeError, match=f"{name} is not copied to another process"):
+            pickle.dumps(model)
 
 
 @pytest.mark.parametrize(("query", "expected"), QUERIES.items())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import pickle
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 
 from hybrid_retrieval.errors import ArrayError, OptionalDependencyError
 from hybrid_retrieval.ragged import Ragged, expand_spans
-from hybrid_retrieval.types import Passage, Ranking, best_first
+from hybrid_retrieval.types import Hit, Passage, Ranking, best_first
 
 
 @pytest.mark.parametrize("k", [1, 2, 3, 4, 5, 9])
@@ -96,6 +97,12 @@ def test_errors_reach_another_process() -> None:
     error = OptionalDependencyError("pyarrow", "parquet", "Reading Parquet")
     copied = pickle.loads(pickle.dumps(error))
     assert (str(copied), copied.package, copied.extra) == (str(error), "pyarrow", "parquet")
+
+
+def test_passages_and_hits_go_into_sets() -> None:
+    one, other = Passage("p", "text", metadata={"year": 1950}), Passage("p", "text", metadata={"year": 2026})
+    assert len({one, other, dataclasses.replace(one)}) == 2
+    assert len({Hit("p", 1, 0.5, metadata={"a": []}), Hit("p", 1, 0.5, metadata={"a": []})}) == 1
 
 
 def test_a_threshold_says_what_it_left_out() -> None:

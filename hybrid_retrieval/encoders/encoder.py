@@ -7,7 +7,7 @@ import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
@@ -56,6 +56,12 @@ class Encoder:
         self._cache: Cache[tuple[Float32, tuple[str, ...]]] = Cache(cached_queries)
         self._key = digest(identity)
         self._warned = False
+
+    def __copy__(self) -> Encoder:
+        return self  # nothing of it changes
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("an Encoder is not copied to another process: load it there (Encoder.load)")
 
     @classmethod
     def load(

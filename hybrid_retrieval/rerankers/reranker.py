@@ -6,7 +6,7 @@ import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
@@ -85,6 +85,12 @@ class Reranker:
             batch_tokens=batch_tokens,
             cached_pairs=cached_pairs,
         )
+
+    def __copy__(self) -> Reranker:
+        return self  # nothing of it changes
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a Reranker is not copied to another process: load it there (Reranker.load)")
 
     @classmethod
     def load(
