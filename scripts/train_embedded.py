@@ -33,9 +33,6 @@ def main() -> int:
     parser.add_argument(
         "--second-steps", type=int, default=900, help="its second round, with questions also in other languages"
     )
-    parser.add_argument(
-        "--third-steps", type=int, default=1600, help="its third round, for the order that both stages make together"
-    )
     parser.add_argument("--fusion-weight", type=float, default=0.5, help="weight of the reranker in the fused score")
     parser.add_argument(
         "--half", action="store_true", help="compute layers in bfloat16: 3 to 4 times as fast where the processor can"
@@ -53,7 +50,6 @@ def main() -> int:
         ("upper_steps", 1, None),
         ("reranker_steps", 1, None),
         ("second_steps", 0, None),
-        ("third_steps", 0, None),
         ("fusion_weight", 0, 1),
         ("seed", 0, None),
         ("threads", 1, MOST_THREADS),

@@ -25,7 +25,6 @@ from hybrid_retrieval.training import (
     query_weights_recipe,
     reranker_recipe,
     second_round_recipe,
-    third_round_recipe,
     upper_recipe,
 )
 from hybrid_retrieval.training.base_weights import BaseModel, read_base, tokenizer_json
@@ -116,7 +115,6 @@ def run(
     upper_steps: int,
     reranker_steps: int,
     second_steps: int,
-    third_steps: int,
     fusion_weight: float,
     half: bool,
     only: str | None,
@@ -133,9 +131,7 @@ def run(
     tokenizer = Tokenizer.from_str(tokenizer_json(source))
     setting = Setting(source, tokenizer, pairs, sentences, documentation, work, out, half, seed, threads, resume)
     done = only == "reranker" or _encoder(setting, dimensions, projection_steps, upper_steps)
-    return done and (
-        only == "encoder" or _reranker(setting, reranker_steps, (second_steps, third_steps), fusion_weight)
-    )
+    return done and (only == "encoder" or _reranker(setting, reranker_steps, second_steps, fusion_weight))
 
 
 def _encoder(setting: Setting, dimensions: int, projection_steps: int, upper_steps: int) -> bool:
@@ -251,9 +247,8 @@ def _reranker_sources(setting: Setting) -> dict[str, tuple[list[Pair], int]]:
     return sources | {recipe.STATEMENTS: (stated, len(stated))}
 
 
-def _reranker(setting: Setting, steps: int, more_steps: tuple[int, int], weight: float) -> bool:
-    """Mine negatives with the encoder in ``out``, train the cross-encoder in three rounds, export. more_steps: of the
-    second and the third, 0 for none."""
+def _reranker(setting: Setting, steps: int, second_steps: int, weight: float) -> bool:
+    """Mine negatives with the encoder in ``out``, train the cross-encoder in two rounds, export."""
     recipe, out, seed = reranker_recipe, setting.out, setting.seed
     sources = _reranker_sources(setting)
     made_of = _made_of(out, recipe, (seed, [(name, limit, drawn) for name, (drawn, limit) in sources.items()]))
@@ -264,8 +259,8 @@ def _reranker(setting: Setting, steps: int, more_steps: tuple[int, int], weight:
     )
     model = CrossEncoder(Trunk(setting.base))
     done = recipe.train_reranker(model, recipe.Lists(**lists), setting.course(steps, "reranker.ckpt", made_of))
-    if done and any(more_steps):
-        done = _more_rounds(setting, model, more_steps)
+    if done and second_steps:
+        done = _second_round(setting, model, second_steps)
     if done:
         note = (
             "score = weight * z(reranker) + (1 - weight) * z(MaxSim), z over the query's candidates; "
@@ -287,8 +282,8 @@ def _second_round_sources(setting: Setting) -> dict[str, tuple[list[Pair], list[
     return {name: (unseen[name][0], seen.get(name, [])) for name in second_round_recipe.FILES}
 
 
-def _more_rounds(setting: Setting, model: CrossEncoder, steps: tuple[int, int]) -> bool:
-    """Learn lexicons and rank passages with the encoder in ``out``, train ``model`` on. steps: of either round."""
+def _second_round(setting: Setting, model: CrossEncoder, steps: int) -> bool:
+    """Learn lexicons and rank passages with the encoder in ``out``, train ``model`` on."""
     recipe, tokenizer, out, seed = second_round_recipe, setting.tokenizer, setting.out, setting.seed
     sources = _second_round_sources(setting)
     told = json.loads((out / "encoder.json").read_text(encoding="utf-8"))["query"]["weights"]
@@ -308,13 +303,5 @@ def _more_rounds(setting: Setting, model: CrossEncoder, steps: tuple[int, int]) 
         return dataclasses.asdict(found)
 
     lists = recipe.Lists(**_kept(setting.work / "second-round-lists.json", made_of, gather))
-    rounds = (
-        (recipe, recipe.train_second_round, "second-round.ckpt"),
-        (third_round_recipe, third_round_recipe.train_third_round, "third-round.ckpt"),
-    )
-    for (of, train, checkpoint), count in zip(rounds, steps, strict=True):
-        before = hashlib.sha256(b"".join(value.tobytes() for value in arrays(model).values())).hexdigest()
-        course = setting.course(count, checkpoint, made_of + repr(_numbers(of)) + before)
-        if count and not train(model, lists, course):
-            return False
-    return True
+    first = hashlib.sha256(b"".join(value.tobytes() for value in arrays(model).values())).hexdigest()
+    return recipe.train_second_round(model, lists, setting.course(steps, "second-round.ckpt", made_of + first))

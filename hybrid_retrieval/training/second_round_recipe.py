@@ -201,31 +201,14 @@ def gather(
     return gathering.lists
 
 
-def by_file(lists: Lists, rng: random.Random, easy: float = EASY) -> dict[str, list[int]]:
-    """The questions that are drawn from, by file: of those that the encoder answers with a lead a share of ``easy``."""
+def _by_file(lists: Lists, rng: random.Random) -> dict[str, list[int]]:
+    """The questions that are drawn from, by file: without some of those that are easy for the encoder."""
     found: dict[str, list[int]] = {}
     for question, (name, scores) in enumerate(zip(lists.files, lists.maxsim, strict=True)):
         lead = (scores[0] - max(scores[1:11])) / max(float(np.std(scores[:11])), 1e-6)
-        if lead <= LEAD or rng.random() < easy:
+        if lead <= LEAD or rng.random() < EASY:
             found.setdefault(name, []).append(question)
     return found
-
-
-def drawn(
-    lists: Lists, asked: Mapping[str, list[int]], rng: random.Random, *, questions: int, group: int
-) -> tuple[list[int], list[tuple[list[int], list[int]]], Tensor]:
-    """Of one step: questions, drawn by the shares of their files; (question, passage) token ids of ``group`` passages
-    each, the own, the best other and others at random; and the encoder's mean MaxSim, float32 [questions, group].
-    asked: what `by_file` gave."""
-    names = sorted(asked)
-    chosen = [rng.choice(asked[name]) for name in rng.choices(names, [SHARES[name] for name in names], k=questions)]
-    pairs, maxsim = [], []
-    for question in chosen:
-        ranked, scores = lists.ranked[question], lists.maxsim[question]
-        picked = [0, 1, *(2 + j for j in rng.sample(range(len(ranked) - 2), group - 2))]
-        pairs += [(lists.questions[question], lists.passages[ranked[j]]) for j in picked]
-        maxsim.append([scores[j] for j in picked])
-    return chosen, pairs, torch.tensor(maxsim)
 
 
 def windows(query: list[int], passage: list[int]) -> list[list[int]]:
@@ -247,15 +230,23 @@ def train_second_round(model: CrossEncoder, lists: Lists, course: Course) -> boo
     that the encoder never saw, of its mean with ``SCALE`` times the encoder's MaxSim (.5), so that what the first stage
     gets wrong weighs most. ``model`` holds the first round's weights. False when a signal stopped it."""
     freeze_lower_layers(model)
-    asked = by_file(lists, random.Random(course.seed + 7))
+    by_file = _by_file(lists, random.Random(course.seed + 7))
+    names = sorted(by_file)
+    shares = [SHARES[name] for name in names]
     group = 1 + NEGATIVES
 
     def step(i: int) -> tuple[Tensor, dict[str, float]]:
         rng = random.Random(course.seed * 1_000_003 + i)
-        questions, pairs, maxsim = drawn(lists, asked, rng, questions=QUESTIONS, group=group)
+        questions = [rng.choice(by_file[name]) for name in rng.choices(names, shares, k=QUESTIONS)]
+        pairs, maxsim = [], []
+        for question in questions:
+            ranked, scores = lists.ranked[question], lists.maxsim[question]
+            picked = [0, 1, *(2 + j for j in rng.sample(range(len(ranked) - 2), NEGATIVES - 1))]
+            pairs += [(lists.questions[question], lists.passages[ranked[j]]) for j in picked]
+            maxsim.append([scores[j] for j in picked])
         found = logits(model, pairs, half=course.half)
         own = losses.listwise(found, group)
-        fused = 0.5 * (found.view(-1, group) + SCALE * maxsim)
+        fused = 0.5 * (found.view(-1, group) + SCALE * torch.tensor(maxsim))
         unseen = torch.tensor([lists.unseen[question] for question in questions]).float()
         missed = F.cross_entropy(fused, torch.zeros(len(fused), dtype=torch.long), reduction="none")
         with_encoder = (missed * unseen).sum() / unseen.sum().clamp(min=1)

@@ -1,4 +1,4 @@
-"""The cross-encoder's second and third round: what lists hold, how passages are read in windows, what learns."""
+"""The cross-encoder's second round: what its lists hold, how passages are read in windows, what learns."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import gzip
 import itertools
 import random
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -18,10 +17,9 @@ from tokenizers import Tokenizer  # noqa: E402
 from hybrid_retrieval.corpus.readers import read_corpus  # noqa: E402
 from hybrid_retrieval.encoders.convention import TokenWeights  # noqa: E402
 from hybrid_retrieval.evaluation.demo_data import demo_corpus  # noqa: E402
-from hybrid_retrieval.fusion import fuse  # noqa: E402
 from hybrid_retrieval.kernels import dispatch  # noqa: E402
 from hybrid_retrieval.model_files import EMBEDDED_FOLDER  # noqa: E402
-from hybrid_retrieval.training import code_switching, reranker_recipe, run, third_round_recipe, upper_recipe  # noqa: E402
+from hybrid_retrieval.training import code_switching, reranker_recipe, run, upper_recipe  # noqa: E402
 from hybrid_retrieval.training import second_round_recipe as recipe  # noqa: E402
 from hybrid_retrieval.training.base_weights import BaseModel  # noqa: E402
 from hybrid_retrieval.training.data import END, Pair  # noqa: E402
@@ -120,27 +118,19 @@ def test_the_best_window_of_a_passage_counts(base: BaseModel, monkeypatch: pytes
     assert found[0].item() == pytest.approx(max(alone), abs=1e-4) and alone[0] != alone[1]
 
 
-@pytest.mark.parametrize("train", [recipe.train_second_round, third_round_recipe.train_third_round])
 @pytest.mark.parametrize("half", [False, True])
 def test_only_the_upper_layers_and_the_head_learn(
-    half: bool, train: Any, base: BaseModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    half: bool, base: BaseModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(reranker_recipe, "FROZEN", 2)
     torch.manual_seed(0)
     model = CrossEncoder(Trunk(base))
     before = {name: value.clone() for name, value in model.state_dict().items()}
     checkpoint = tmp_path / "ckpt"
-    assert train(model, _lists(), Course(3, checkpoint, resume=False, half=half))
+    assert recipe.train_second_round(model, _lists(), Course(3, checkpoint, resume=False, half=half))
     changed = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
     assert changed and all(name.startswith(("trunk.layers.2.", "dense.", "out.", "gate.", "scale")) for name in changed)
     assert {"scale", "trunk.layers.2.fo.weight", "out.weight", "gate.weight"} <= changed
-
-
-def test_the_third_round_standardises_as_the_pipeline_does() -> None:
-    logits, maxsim = np.float32([[4, 1, -2, 3], [0, 1, 2, 9]]), np.float32([[0.9, 0.8, 0.7, 0.3], [0.5, 0.4, 0.3, 0.1]])
-    sums = 0.5 * sum(third_round_recipe.standardised(torch.from_numpy(scores)).numpy() for scores in (logits, maxsim))
-    for found, own, theirs in zip(sums, logits, maxsim, strict=True):
-        np.testing.assert_allclose(found, fuse(0.5, own, theirs)[0], atol=5e-3)
 
 
 def test_half_of_the_questions_that_the_encoder_answers_easily_are_kept() -> None:
@@ -149,12 +139,12 @@ def test_half_of_the_questions_that_the_encoder_answers_easily_are_kept() -> Non
         ["squad_train"] * 400, [[5]] * 400, [list(range(8))] * 400, [[0.9, *np.linspace(0.5, 0.4, 7)]] * 400,
         [True] * 400, lists.passages,
     )  # fmt: skip
-    assert 160 <= len(recipe.by_file(easy, random.Random(0))["squad_train"]) <= 240
+    assert 160 <= len(recipe._by_file(easy, random.Random(0))["squad_train"]) <= 240
     hard = recipe.Lists(
         ["squad_train"] * 9, [[5]] * 9, [list(range(8))] * 9, [[0.4, *np.linspace(0.5, 0.4, 7)]] * 9,
         [True] * 9, lists.passages,
     )  # fmt: skip
-    assert len(recipe.by_file(hard, random.Random(0))["squad_train"]) == 9
+    assert len(recipe._by_file(hard, random.Random(0))["squad_train"]) == 9
 
 
 def test_a_second_round_of_another_first_is_not_gone_on_from(
@@ -178,7 +168,7 @@ def test_a_second_round_of_another_first_is_not_gone_on_from(
         model = CrossEncoder(Trunk(base))
         with torch.no_grad():
             model.dense.bias.fill_(bias)
-        assert run._more_rounds(setting, model, (2, 1))
+        assert run._second_round(setting, model, 2)
         return model.state_dict()
 
     one, other, again = trained(0.0), trained(1.0), trained(1.0)
