@@ -174,7 +174,8 @@ class FusionFile:
             values = json.loads(Path(path).read_text(encoding="utf-8"))
         except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
             raise ConfigError(
-                f"{Path(path).absolute()}: no such fusion file; 'hybrid-retrieval fit-fusion' writes one"
+                f"{Path(path).absolute()}: no such fusion file, which fusion.file of the configuration names (of the "
+                "index's own, where none is given): 'hybrid-retrieval fit-fusion' writes one"
             ) from None
         except (ValueError, OSError, RecursionError) as error:
             raise ConfigError(f"{path}: not a readable JSON file ({error})") from None

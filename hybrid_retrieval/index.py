@@ -300,19 +300,13 @@ class Index:
     def own_config(self) -> PipelineConfig:
         """The configuration that queries of text take where none is given: the one that the index was built with.
 
-        Raises `ConfigError` where nobody knows how to encode a query, the index being made from vectors, and where it
-        asks for a fusion file that is no longer there.
+        Raises `ConfigError` where nobody knows how to encode a query: the index was made from vectors.
         """
         config = PipelineConfig.from_stored(self.config, source=f"{self.path} (its own configuration)")
         if self.encoder is None and config.encoder.model == "embedded":
             raise ConfigError(
                 f"{self.path} was made from vectors, and says of no encoder for queries: give a configuration that "
                 "names it (--config; from_config(FILE, index=...)), or search by vectors (Index.search)"
-            )
-        if config.fusion.file is not None and not Path(config.fusion.file).is_file():
-            raise ConfigError(
-                f"{self.path} was built to be queried with the fusion file {config.fusion.file}, which is not there: "
-                "put it back, or give a configuration (--config; from_config(FILE, index=...)) that names another"
             )
         return config
 

@@ -12,7 +12,6 @@ from hybrid_retrieval.cli import main
 from hybrid_retrieval.config import PipelineConfig
 from hybrid_retrieval.evaluation.fusion_runner import open_both_stages
 from hybrid_retrieval.fusion import FusionFile
-from tests.fusion_files import fusion_file
 from tests.small_corpus import PASSAGES, QUERIES
 
 
@@ -88,16 +87,14 @@ def test_a_fit_prints_its_figures_and_writes_a_file_that_queries_use(
     assert "probability" in out
 
 
-def test_an_index_says_where_the_fusion_file_was_that_it_asks_for(run, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+def test_a_lost_fusion_file_that_an_index_asks_for_is_named_and_can_be_fitted_anew(run, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     file = tmp_path / "fusion.json"
-    fusion_file().write(file)
     config = PipelineConfig.from_dict({"fusion": {"method": "fitted", "file": str(file)}})
     index = Index.build([{"_id": "a", "text": "why"}], tmp_path / "index", config=config)
-    assert index.own_config().fusion.file == str(file)
-    file.unlink()
     code, _, err = run("query", tmp_path / "index", "why")
     assert code == 2
-    assert f"was built to be queried with the fusion file {file}, which is not there" in err
+    assert f"{file}: no such fusion file, which fusion.file of the configuration names (of the index's own" in err
+    assert open_both_stages(index.own_config(), index).fusion.fitted is None
 
 
 def test_a_fit_scores_every_candidate_whatever_the_configuration_stops_at(small_index: Path) -> None:

@@ -71,11 +71,6 @@ def parts(index: Index) -> list[np.ndarray[Any, Any]]:
     return [*stored, segment.lists, segment.list_offsets, codec.centroids, codec.cutoffs, codec.weights]
 
 
-def test_an_index_takes_no_export_inside(original: Index) -> None:
-    with pytest.raises(InputError, match="lies inside the index"):
-        export_colbert(original.path, original.path / "exported")
-
-
 def assert_same(first: Index, second: Index) -> None:
     for a, b in zip(parts(first), parts(second), strict=True):
         assert a.dtype == b.dtype
@@ -94,6 +89,11 @@ def refuses(source: Path, target: Path, *expected: str, kind: type[HybridRetriev
 
 
 # Round trips
+
+
+def test_an_index_takes_no_export_inside(original: Index) -> None:
+    with pytest.raises(InputError, match="lies inside the index"):
+        export_colbert(original.path, original.path / "exported")
 
 
 @pytest.mark.parametrize("chunk_passages", [25_000, 7])
